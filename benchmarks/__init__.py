@@ -1,0 +1,1 @@
+"""Measurements. Every one checks correctness first; see README.md, "Benchmarks"."""

@@ -1,0 +1,37 @@
+"""python -m expo_kernels: which backend this machine gets, and why."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import expo_kernels
+from expo_kernels.kernels.resolve import resolve
+
+
+def describe() -> str:
+    """One line for each fact; the last ones are the backend of each device there is."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lines = [
+        f"expo_kernels {expo_kernels.__version__}, torch {torch.__version__}, triton {_installed('triton')}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    ]
+    for device in devices:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+        found = resolve("auto", device)
+        lines.append(f"{device} ({name}): backend {found.backend.NAME}, because {found.reason}")
+    return "\n".join(lines)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    print(describe())

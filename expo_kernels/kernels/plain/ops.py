@@ -1,0 +1,162 @@
+"""The operations of the plain backend as torch.library custom ops, so that a compiler sees one node for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from expo_kernels.kernels.contract import accumulator
+from expo_kernels.kernels.plain import rows as row_kernel
+from expo_kernels.kernels.plain.budget import budget
+from expo_kernels.kernels.plain.rows import RowSums, widen
+
+
+class _Block(NamedTuple):
+    rows: slice
+    z: Tensor  # [n, V] exponentials, the label's entry 0; without padding
+    sums: RowSums
+    logp: Tensor
+    entropy: Tensor
+    is_argmax: Tensor
+
+
+def _blocks(
+    h: Tensor, y: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
+    workspace_bytes: int, *, gradient: bool, stats: bool,
+) -> Iterator[_Block]:  # fmt: skip
+    """h [n, D], y [n] in blocks of at most budget.logit_rows rows. The only place that makes logits."""
+    (n, D), V = h.shape, w.shape[0]
+    sizes, dtype = budget(D, V, h.dtype, workspace_bytes), accumulator(h.dtype)
+    z = h.new_empty(min(sizes.logit_rows, -(-n // sizes.product_rows) * sizes.product_rows), V, dtype=dtype)
+    for i in range(0, n, sizes.logit_rows):
+        k = min(sizes.logit_rows, n - i)
+        full = -(-k // sizes.product_rows) * sizes.product_rows
+        h_block = widen(h[i : i + k], dtype)
+        finite = h_block.isfinite().all(-1)
+        h_block = torch.cat([h_block, h_block.new_zeros(full - k, h_block.shape[1])]) if full > k else h_block
+        y_block = torch.cat([y[i : i + k], y.new_zeros(full - k)])
+        capped = row_kernel.logits(h_block, w, bias, softcap, scale, z[:full], sizes)
+        sums = row_kernel.exponentials(z[:full], y_block, softcap, gradient=gradient, moment=stats)
+        sums = RowSums(*(x[:k] for x in sums))
+        logp = row_kernel.log_prob(sums, finite & (capped[:k] == 0))
+        entropy, is_argmax = logp.new_empty(0), logp.new_empty(0, dtype=torch.bool)
+        if stats:
+            entropy, is_argmax = row_kernel.entropy(sums, logp), sums.label >= sums.offset
+        yield _Block(slice(i, i + k), z[:k], sums, logp, entropy, is_argmax)
+
+
+@custom_op("expo_kernels::plain_logprob", mutates_args=())
+def logprob(
+    h: Tensor, y: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
+    workspace_bytes: int, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """h [n, D], y [n], w [V, D] -> logp [n], entropy, is_argmax ([n], or empty without stats)."""
+    out = _new_stats(h, stats)
+    for block in _blocks(h, y, w, bias, softcap, scale, workspace_bytes, gradient=False, stats=stats):
+        _keep(out, block, stats)
+    return out
+
+
+@custom_op("expo_kernels::plain_score", mutates_args=("stored",))
+def score(
+    h: Tensor, y: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
+    stored: Tensor, workspace_bytes: int, stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Fills stored [n, V] with E' in the input's dtype; returns inverse [n], then what logprob returns.
+
+    The one downcast of scoring. fp16 has too few exponents for E' of a certain row (all its entries tiny), so there
+    the row is divided by its largest entry first, and `inverse` carries that factor.
+    """
+    out = _new_stats(h, stats)
+    inverse = torch.empty_like(out[0])
+    for block in _blocks(h, y, w, bias, softcap, scale, workspace_bytes, gradient=True, stats=stats):
+        z, sums = block.z, block.sums
+        entry = row_kernel.label_entry(sums, softcap)
+        z.scatter_(1, y[block.rows, None], entry[:, None])
+        factor = torch.where(block.logp.isnan(), torch.nan, sums.total.reciprocal())  # what poisons logp poisons dh
+        if h.dtype == torch.float16:
+            largest = torch.maximum(z.amax(-1), -entry)
+            largest = torch.where(largest > 0, largest, 1.0)
+            z.div_(largest[:, None])
+            factor = factor * largest
+        stored[block.rows].copy_(z)
+        inverse[block.rows] = factor
+        _keep(out, block, stats)
+    return inverse, *out
+
+
+@custom_op("expo_kernels::plain_backprop", mutates_args=("dw", "db"))
+def backprop(
+    stored: Tensor, inverse: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
+    dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
+) -> Tensor:  # fmt: skip
+    """dh = diag(s) E' w,  dw += E'^T diag(s) h,  db += E'^T s,  with s = -scale c / S in the accumulator's dtype."""
+    dtype = accumulator(h.dtype)
+    V, D = w.shape
+    tile = budget(D, V, h.dtype, workspace_bytes).chunk_tile
+    s = c.to(dtype) * inverse * -scale
+    if rows is not None:
+        s, h = s[rows], h[rows]
+    scaled_h = h.to(dtype) * s[:, None] if dw is not None else s
+    dh = s.new_zeros(s.shape[0] if need_h else 0, D)
+    for v in range(0, V, tile):
+        e = stored[:, v : v + tile]
+        e = (e if rows is None else e[rows]).to(dtype)
+        if need_h:
+            dh.addmm_(e, w[v : v + tile].to(dtype))
+        if dw is not None:
+            dw[v : v + tile].addmm_(e.T, scaled_h)
+        if db is not None:
+            db[v : v + tile].addmv_(e.T, s)
+    return dh.mul_(s[:, None]) if need_h else dh
+
+
+@custom_op("expo_kernels::plain_segment_sum", mutates_args=())
+def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
+    """values [n], offsets [S+1] -> [S]: summed in float64, each segment on its own, then cast once."""
+    wide = values if values.device.type == "mps" else values.double()
+    if values.numel() == 0:
+        return values.new_zeros(offsets.shape[0] - 1)
+    return torch.segment_reduce(wide, "sum", offsets=offsets).to(values.dtype)
+
+
+def _new_stats(h: Tensor, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
+    n, dtype = h.shape[0], accumulator(h.dtype)
+    asked = n if stats else 0
+    return (
+        h.new_empty(n, dtype=dtype),
+        h.new_empty(asked, dtype=dtype),
+        h.new_empty(asked, dtype=torch.bool),
+    )
+
+
+def _keep(out: tuple[Tensor, Tensor, Tensor], block: _Block, stats: bool) -> None:
+    out[0][block.rows] = block.logp
+    if stats:
+        out[1][block.rows], out[2][block.rows] = block.entropy, block.is_argmax
+
+
+@logprob.register_fake
+def _(h, y, w, bias, softcap, scale, workspace_bytes, stats):
+    return _new_stats(h, stats)
+
+
+@score.register_fake
+def _(h, y, w, bias, softcap, scale, stored, workspace_bytes, stats):
+    out = _new_stats(h, stats)
+    return torch.empty_like(out[0]), *out
+
+
+@backprop.register_fake
+def _(stored, inverse, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
+    n = h.shape[0] if rows is None else rows.shape[0]
+    return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype))
+
+
+@segment_sum.register_fake
+def _(values, offsets):
+    return values.new_empty(offsets.shape[0] - 1)

@@ -1,0 +1,109 @@
+"""A few rows at a time: hidden states -> logits -> exponentials, row sums, the label's entry (docs/math.md, part 2).
+
+n rows (a multiple of the product's, the last ones padding), D hidden, V vocabulary; everything in the accumulator's
+dtype. z [n, V] is worked on in place: logits first, exponentials after.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from expo_kernels.kernels.plain.budget import SLICES, Budget, padded
+
+
+class RowSums(NamedTuple):
+    offset: Tensor  # [n] m, the row's true maximum
+    label: Tensor  # [n] z_y
+    label_exp: Tensor  # [n] E_y = exp(z_y - m)
+    rest: Tensor  # [n] the sum of E over all columns but y: summed without y, never by subtraction
+    moment: Tensor  # [n] the sum of E * (z - m), or empty
+
+    @property
+    def total(self) -> Tensor:
+        return self.rest + self.label_exp
+
+
+def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [k, D] -> [k, D up to whole vectors] in `dtype`; x itself where that changes nothing."""
+    x = x.to(dtype)
+    extra = padded(x.shape[1]) - x.shape[1]
+    return pad(x, (0, extra)) if extra else x
+
+
+def logits(
+    h: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float, z: Tensor, sizes: Budget
+) -> Tensor:
+    """h [n, D padded], w [V, D] -> z [n, V] in place; returns [n]: 0, or NaN where the cap would hide an infinity."""
+    V = w.shape[0]
+    hidden_by_cap = z.new_zeros(z.shape[0])
+    for v in range(0, V, sizes.tile):
+        w_tile = widen(w[v : v + sizes.tile], z.dtype).T
+        a = z[:, v : v + sizes.tile]
+        for i in range(0, h.shape[0], sizes.product_rows):
+            torch.mm(h[i : i + sizes.product_rows], w_tile, out=a[i : i + sizes.product_rows])
+        if bias is not None:
+            a.add_(bias[v : v + sizes.tile].to(z.dtype))
+        if scale != 1.0:
+            a.mul_(scale)
+        if softcap is not None:
+            hidden_by_cap += a.sum(-1) * 0.0
+            a.div_(softcap).tanh_().mul_(softcap)
+    return hidden_by_cap
+
+
+def exponentials(z: Tensor, y: Tensor, softcap: float | None, *, gradient: bool, moment: bool) -> RowSums:
+    """z [n, V] -> E = exp(z - m) in place, with 0 at the label and, for the gradient, times t = 1 - (z / cap)^2."""
+    n, V = z.shape
+    m = z.amax(-1)
+    label = z.gather(1, y[:, None])[:, 0]
+    label_exp, rest, mean = z.new_zeros(n), z.new_zeros(n), z.new_zeros(n if moment else 0)
+    width = -(-V // SLICES)
+    for v in range(0, V, width):
+        e = z[:, v : v + width]
+        slope = cap_slope(e, softcap) if gradient and softcap is not None else None
+        shifted = e.sub_(m[:, None]).clone() if moment else e.sub_(m[:, None])
+        e.exp_()
+        if moment:
+            mean += torch.where(e > 0, shifted.mul_(e), 0.0).sum(-1)
+        label_exp += take_label(e, y - v)
+        rest += e.sum(-1)
+        if slope is not None:
+            e.mul_(slope)
+    return RowSums(m, label, label_exp, rest, mean)
+
+
+def cap_slope(z: Tensor, softcap: float) -> Tensor:
+    """t = dz / da = 1 - (z / cap)^2."""
+    return (z / softcap).square_().neg_().add_(1.0)
+
+
+def take_label(e: Tensor, column: Tensor) -> Tensor:
+    """The label's exponential where its column lies in this slice, else 0; the entry itself becomes 0."""
+    inside = (column >= 0) & (column < e.shape[1])
+    at = column.clamp(0, e.shape[1] - 1)[:, None]
+    found = e.gather(1, at)
+    e.scatter_(1, at, torch.where(inside[:, None], 0.0, found))
+    return torch.where(inside, found[:, 0], 0.0)
+
+
+def label_entry(sums: RowSums, softcap: float | None) -> Tensor:
+    """E'_y = -rest t_y, formed in the accumulator's dtype: exact however certain the label is."""
+    return -sums.rest if softcap is None else -sums.rest * cap_slope(sums.label, softcap)
+
+
+def log_prob(sums: RowSums, finite: Tensor) -> Tensor:
+    """logp = -log1p(rest / E_y), which keeps nll down to the smallest; for an improbable label, where that quotient
+    could overflow, -(log S + (m - z_y)), a sum of two terms >= 0. NaN where any part is not finite."""
+    likely = torch.log1p(sums.rest / sums.label_exp)
+    unlikely = sums.total.log() + (sums.offset - sums.label)
+    nll = torch.where(sums.label_exp > 0.5, likely, unlikely)
+    return torch.where(finite & nll.isfinite() & sums.total.isfinite(), -nll, torch.nan)
+
+
+def entropy(sums: RowSums, logp: Tensor) -> Tensor:
+    """H = log S - (sum E (z - m)) / S: both terms >= 0. NaN where logp is."""
+    return torch.where(logp.isnan(), torch.nan, sums.total.log() - sums.moment / sums.total)

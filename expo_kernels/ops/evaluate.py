@@ -1,0 +1,61 @@
+"""Sequence log-probs -> loss and coefficients of a run of groups, with what no objective has to think of: empty groups
+and values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expo_kernels.types import Counts, Objective, SequenceLogprobs, Terms
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An objective with everything it declared, over all groups of a batch."""
+
+    objective: Objective
+    lengths: Tensor  # [K, P] int64
+    reference: Tensor | None  # [K, P] or [R, K, P]
+    columns: Mapping[str, Tensor]  # [P] or [K, P]
+    divisors: Counts
+
+    def __call__(self, policy: Tensor, begin: int, end: int) -> Terms:
+        """policy [K, end - begin] -> the terms of groups [begin, end); undivided."""
+        lengths = self.lengths[:, begin:end]
+        reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
+        columns = {name: column[..., begin:end] for name, column in self.columns.items()}
+        # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
+        seen = SequenceLogprobs(policy, lengths.clamp(min=1).to(policy.dtype), reference, columns, self.divisors)
+        terms = self.objective(seen)
+        self._check(terms, policy)
+        active = (lengths > 0).all(0)  # [G]
+        finite = policy.isfinite().all(0)
+        if reference is not None:
+            finite = finite & reference.flatten(0, -2).isfinite().all(0)
+        return Terms(
+            loss=_settle(terms.loss, active, finite),
+            coefficients=_settle(terms.coefficients, active, finite),
+            rewards=terms.rewards,
+            margin=terms.margin,
+        )
+
+    def primary_divisor(self) -> float | Tensor:
+        return self.divisors.tokens if self.objective.needs.divisor == "tokens" else self.divisors.groups
+
+    def _check(self, terms: Terms, policy: Tensor) -> None:
+        K, G = policy.shape
+        for name, want in (("loss", (G,)), ("coefficients", (K, G)), ("rewards", (K, G)), ("margin", (G,))):
+            value = getattr(terms, name)
+            if value is not None and tuple(value.shape) != want:
+                raise ValueError(
+                    f"{type(self.objective).__name__}: want {name} of shape {want}, got {tuple(value.shape)}"
+                )
+
+
+def _settle(values: Tensor, active: Tensor, finite: Tensor) -> Tensor:
+    """0 for an inactive group; NaN for one with a log-prob that is not finite, which outweighs everything else: no
+    objective (a hinge, say) may hide it behind a zero."""
+    return torch.where(finite, torch.where(active, values, 0.0), torch.nan)

@@ -1,0 +1,107 @@
+"""The buffers of dh, dw and db, and the autograd function that hands them out, times the upstream gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from expo_kernels.kernels.contract import accumulator
+from expo_kernels.ops.problem import Problem, Trains
+
+_ROWS = 4096  # rows scaled at once on the way out, so that the fp32 copy stays small
+
+
+class HiddenGradient:
+    """dh [M, D], rows without a scored token 0.
+
+    It has the dtype of hidden, but the accumulator's where fp16 could lose it before a loss scaler's factor arrives in
+    backward, and where a row predicts several tokens, so that their sum is rounded once.
+    """
+
+    def __init__(self, like: Tensor, shape: torch.Size, dtype: torch.dtype, repeated: bool) -> None:
+        """like: any tensor on the device; shape, dtype: of hidden."""
+        buffer = accumulator(dtype) if repeated or dtype == torch.float16 else dtype
+        self.dh = like.new_zeros(shape[:-1].numel(), shape[-1], dtype=buffer)
+        self.repeated = repeated
+
+    def add(self, rows: Tensor, dh: Tensor) -> None:
+        """dh [n, D] of the tokens that `rows` [n] predict; repeats are summed in the tokens' order."""
+        if not self.repeated:
+            self.dh.index_copy_(0, rows, dh.to(self.dh.dtype))
+        elif dh.device.type == "cpu":
+            self.dh.index_add_(0, rows, dh.to(self.dh.dtype))  # in order on a CPU
+        else:
+            self.dh.index_put_((rows,), dh.to(self.dh.dtype), accumulate=True)  # sorted; index_add_ has atomics there
+
+    def poison(self, rows: Tensor, bad: Tensor) -> None:
+        """NaN to dh of every token marked in `bad` [n], without asking the device whether there is one."""
+        nan_or_zero = torch.where(bad, torch.nan, 0.0).to(self.dh.dtype)
+        for i in range(0, rows.shape[0], _ROWS):
+            r = rows[i : i + _ROWS]
+            self.dh.index_copy_(0, r, self.dh.index_select(0, r) + nan_or_zero[i : i + _ROWS, None])
+
+
+class Gradients(NamedTuple):
+    """The buffers of one pass, each where wanted. dw and db stay in the accumulator's dtype until the upstream gradient
+    has multiplied them."""
+
+    hidden: HiddenGradient | None
+    dw: Tensor | None  # [V, D]
+    db: Tensor | None  # [V]
+
+
+def new_gradients(problem: Problem, trains: Trains) -> Gradients:
+    hidden, weight, out = problem.hidden, problem.weight, problem.weight_gradient_out
+    wide, repeated = problem.accumulator, problem.batch.host.repeated_rows
+    dw = weight.new_zeros(weight.shape, dtype=wide) if trains.weight and out is None else out
+    return Gradients(
+        HiddenGradient(hidden, hidden.shape, hidden.dtype, repeated) if trains.hidden else None,
+        dw if trains.weight else None,
+        weight.new_zeros(weight.shape[0], dtype=wide) if trains.bias else None,
+    )
+
+
+class Attach(torch.autograd.Function):
+    """Returns `loss`; its gradients are the ones made beforehand, times the upstream gradient."""
+
+    @staticmethod
+    def forward(ctx, loss, hidden, weight, bias, dh, dw, db, dw_is_out):
+        ctx.save_for_backward(dh, None if dw_is_out else dw, db)
+        ctx.dw_is_out = dw_is_out
+        ctx.like = (hidden.shape, hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        dh, dw, db = ctx.saved_tensors
+        shape, hidden_dtype, weight_dtype, bias_dtype = ctx.like
+        if ctx.dw_is_out:
+            upstream = require_one(upstream)
+        d_hidden = None if dh is None else scaled(dh, upstream, hidden_dtype).view(shape)
+        d_weight = None if dw is None else scaled(dw, upstream, weight_dtype)
+        d_bias = None if db is None else scaled(db, upstream, bias_dtype)
+        return None, d_hidden, d_weight, d_bias, None, None, None, None
+
+
+def require_one(upstream: Tensor) -> Tensor:
+    """dw is in the caller's buffer already, so nothing may scale the loss afterwards: an error, or NaN on a device."""
+    if upstream.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() != 1.0:
+        raise RuntimeError(
+            "weight_gradient_out: want backward() on the loss itself, since its gradient is in the buffer already; "
+            f"got the upstream gradient {upstream.item()}. Pass divisor= to scale the loss."
+        )
+    return torch.where(upstream == 1.0, upstream, torch.nan)
+
+
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """x * factor in the factor's precision, cast once. A new tensor: a second backward finds x as it was."""
+    if x.dtype == dtype == factor.dtype:
+        return x * factor
+    out = torch.empty_like(x, dtype=dtype)
+    for i in range(0, x.shape[0], _ROWS):
+        out[i : i + _ROWS] = x[i : i + _ROWS].to(factor.dtype) * factor
+    return out

@@ -1,0 +1,170 @@
+"""The values that cross layers. They hold data and import nothing of ours.
+
+Vocabulary, the same in every file:
+    N scored tokens   S sequences   P groups (pairs, most often)   K roles, the sequences of one group   A anchors
+    M rows of hidden states   D hidden size   V vocabulary   R rows of one chunk
+    h hidden, w head weight, y label, z logit, logp log-probability of the label, seq its sum over a sequence,
+    c = dL/dseq, d_x the gradient of x
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # the label of a token that is not scored
+
+
+@dataclass(frozen=True)
+class HostLayout:
+    """What the host knows of a batch, so that the device is never asked."""
+
+    lengths: tuple[int, ...]  # [S] scored tokens of each sequence
+    roles: int  # K
+    groups: int  # P; the first K * P sequences are the groups', role by role
+    anchors: int  # A; the next A sequences
+    forward_only: int  # the last sequences: scored, never trained
+    leading_shape: tuple[int, ...] | None  # of the padded labels; None for packed ones
+    row_count: int | None  # rows that hidden must have; None where the caller named the rows
+    max_row: int  # -1 without tokens
+    max_label: int  # -1 without tokens
+    repeated_rows: bool  # some hidden row predicts several scored tokens
+    mean_weights: bool  # the token weights already turn sums into means
+
+    @property
+    def grouped_sequences(self) -> int:
+        return self.roles * self.groups
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The scored tokens of a batch, sequence by sequence; made and validated by expo_kernels.layout.
+
+    Sequence s = k * P + p is role k of group p (for pairs: the chosen half first); then come anchors, then
+    forward-only sequences.
+    """
+
+    rows: Tensor  # [N] int64, the row of the flattened hidden states that predicts the token; repeats allowed
+    labels: Tensor  # [N] int64
+    segments: Tensor  # [N] int64, the sequence of each token
+    offsets: Tensor  # [S+1] int64, where each sequence begins
+    lengths: Tensor  # [S] int64
+    by_group: Tensor | None  # [N] int64, the tokens in group order; None where that is the order they have
+    token_weights: Tensor | None  # [N] fp32
+    anchor_weights: Tensor | None  # [A] fp32
+    host: HostLayout
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on `device`."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in values if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+class Divisors(NamedTuple):
+    """What sums are divided by. None: the batch's own count. A trainer passes the step's global counts."""
+
+    groups: float | Tensor | None = None  # active groups
+    anchors: float | Tensor | None = None  # non-empty anchors
+    tokens: float | Tensor | None = None  # scored tokens of the first role's sequences in active groups
+
+
+class Counts(NamedTuple):
+    """Divisors with nothing left open."""
+
+    groups: float | Tensor
+    anchors: float | Tensor
+    tokens: float | Tensor
+
+
+class SequenceLogprobs(NamedTuple):
+    """What an objective sees. Always sums; never NaN-safe by itself: the engine masks and poisons groups."""
+
+    policy: Tensor  # [K, P]
+    lengths: Tensor  # [K, P] in the dtype of policy, at least 1
+    reference: Tensor | None  # [K, P], or [R, K, P] with several references
+    columns: Mapping[str, Tensor]  # [P], or [K, P] for columns declared per sequence
+    divisors: Counts  # for losses that mix two means
+
+
+class Terms(NamedTuple):
+    """What an objective returns, before any division."""
+
+    loss: Tensor  # [P]
+    coefficients: Tensor  # [K, P], d loss / d policy in closed form
+    rewards: Tensor  # [K, P]
+    margin: Tensor | None = None  # [P]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What an objective declares. What it does not declare, it is not given, and a caller may not pass."""
+
+    roles: int | None = 2  # sequences of a group; None: any number
+    reference: bool = False
+    several_references: bool = False  # takes [R, S] references as well
+    columns: tuple[str, ...] = ()  # one number a group
+    sequence_columns: tuple[str, ...] = ()  # one number a sequence
+    lengths: bool = False  # divides sums by lengths, so token weights that are means already are refused
+    token_weights: bool = False  # has a method token_weights(batch) -> [N]
+    whole_batch: bool = False  # couples the groups, so all must be scored before any coefficient is known
+    anchor_scale: float | None = None  # an anchor's loss is anchor_scale * weight * logp; None: takes no anchors
+    divisor: str = "groups"  # or "tokens": what the sum of its losses is divided by
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A function of a few numbers per sequence. Any object of this shape plugs in."""
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def __call__(self, logps: SequenceLogprobs) -> Terms: ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeadOptions:
+    """z = softcap * tanh(a / softcap), or a itself, with a = logit_scale * (h w^T + bias)."""
+
+    bias: Tensor | None = None  # [V]
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Execution:
+    """How the numbers are computed; none of these changes what is computed, beyond rounding."""
+
+    backend: str = "auto"
+    workspace_bytes: int | None = None  # None: 1 GiB
+    sparsity: object | None = None  # None: exact
+    weight_gradient_out: Tensor | None = None  # [V, D] fp32: dw is added here instead of being returned
+    skip_inactive: bool | None = None  # leave out rows with c = 0; None: where that needs no synchronisation
+
+
+class TokenStats(NamedTuple):
+    """Per scored token, in the batch's order; None where not asked for."""
+
+    logp: Tensor  # [N]
+    entropy: Tensor | None = None  # [N] nats
+    is_argmax: Tensor | None = None  # [N] bool: no logit is larger than the label's
+
+
+class LossOutput(NamedTuple):
+    """`loss` is differentiable in hidden, weight and bias; everything else is detached."""
+
+    loss: Tensor  # scalar
+    seq_logps: Tensor  # [S] sums
+    lengths: Tensor  # [S]
+    rewards: Tensor  # [S]; NaN for sequences outside groups, which have none
+    terms: Terms  # loss [P], coefficients [S] = d (scalar loss) / d seq, rewards [S], margin [P]
+    empty: int  # groups with an empty sequence, hence inactive
+    stats: Mapping[str, Tensor]  # what `stats` asked for, per token [N]
+    sparsity: object | None  # the report of a sparse gradient; None when exact
