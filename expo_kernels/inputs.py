@@ -183,10 +183,7 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
         raise ValueError(f"{where}: want reference {want}, got {tuple(reference.shape)}")
     if not reference.is_floating_point():
         raise TypeError(f"{where}: want floating point reference, got {reference.dtype}")
-    if reference.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = ~reference.isfinite()
-        if bool(bad.any()):
-            raise ValueError(f"{where}: want finite reference log-probs, got {reference[bad][0].item()}")
+    _check_finite(where, "finite reference log-probs", reference)
     K, P = host.roles, host.groups
     kept = reference.detach()[..., :grouped].to(batch.labels.device)
     return kept.reshape(*reference.shape[:-1], K, P)
@@ -207,9 +204,7 @@ def _columns(where: str, name: str, needs: Needs, batch: Batch, columns: Mapping
         column = columns[key]
         if tuple(column.shape) != shape:
             raise ValueError(f"{where}: want column {key} {list(shape)}, got {list(column.shape)}")
-        if column.device.type == "cpu" and not torch.compiler.is_compiling() and column.is_floating_point():
-            if not bool(column.isfinite().all()):
-                raise ValueError(f"{where}: want a finite column {key}, got {column[~column.isfinite()][0].item()}")
+        _check_finite(where, f"a finite column {key}", column)
         column = column.detach().to(batch.labels.device)
         out[key] = column.view(K, P) if key in needs.sequence_columns else column
     return out
@@ -230,3 +225,10 @@ def _divisors(where: str, batch: Batch, divisor: float | Tensor | Divisors | Non
             raise ValueError(f"{where}: want a positive divisor of {name}, got {value!r}")
     own = default_divisors(batch.host)
     return Counts(*(d if g is None else g for g, d in zip(given, own, strict=True)))
+
+
+def _check_finite(where: str, want: str, values: Tensor) -> None:
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = ~values.isfinite()
+        if bool(bad.any()):
+            raise ValueError(f"{where}: want {want}, got {values[bad][0].item()}")

@@ -6,6 +6,7 @@ float64 it is what every test compares with; in the input's dtype it is the plai
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -89,7 +90,7 @@ def _sequence_sums(logp: Tensor, batch: Batch) -> Tensor:
     if batch.token_weights is not None:
         logp = logp * batch.token_weights.to(logp.dtype)
     ends = batch.offsets.tolist()
-    return torch.stack([logp[a:b].sum() for a, b in zip(ends[:-1], ends[1:], strict=True)])
+    return torch.stack([logp[a:b].sum() for a, b in itertools.pairwise(ends)])
 
 
 def _grouped(reference: Tensor, K: int, P: int) -> Tensor:

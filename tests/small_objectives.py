@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -14,7 +15,7 @@ from expo_kernels import Batch, Needs, SequenceLogprobs, Terms
 class RewardGap:
     """Regression of the implicit margin on a per-pair column (needs a reference and a column)."""
 
-    needs: Needs = Needs(reference=True, columns=("gap",))
+    needs: ClassVar[Needs] = Needs(reference=True, columns=("gap",))
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         ratio = logps.policy - logps.reference
@@ -29,7 +30,7 @@ class SeveralReferences:
     """DPO against the largest of several references' log-probs."""
 
     beta: float = 0.1
-    needs: Needs = Needs(reference=True, several_references=True)
+    needs: ClassVar[Needs] = Needs(reference=True, several_references=True)
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         reference = logps.reference.amax(0) if logps.reference.ndim == 3 else logps.reference
@@ -44,7 +45,7 @@ class Hinge:
     """SLiC's hinge: the coefficient is exactly 0 beyond the margin, so rows are skipped; NaN must not be."""
 
     delta: float = 1.0
-    needs: Needs = Needs()
+    needs: ClassVar[Needs] = Needs()
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         margin = logps.policy[0] - logps.policy[1]
@@ -57,7 +58,7 @@ class Downweighted:
     """LD-DPO's idea: tokens past the shorter response's length weigh `alpha` (needs token weights)."""
 
     alpha: float = 0.5
-    needs: Needs = Needs(token_weights=True)
+    needs: ClassVar[Needs] = Needs(token_weights=True)
 
     def token_weights(self, batch: Batch) -> torch.Tensor:
         K, P = batch.host.roles, batch.host.groups
@@ -75,7 +76,7 @@ class Downweighted:
 class Coupled:
     """KTO's shape: unpaired, and every group's loss depends on a mean over the batch (needs the whole batch)."""
 
-    needs: Needs = Needs(roles=1, whole_batch=True, sequence_columns=("sign",), lengths=True)
+    needs: ClassVar[Needs] = Needs(roles=1, whole_batch=True, sequence_columns=("sign",), lengths=True)
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         reward = logps.policy[0] / logps.lengths[0]  # [P]
@@ -91,7 +92,7 @@ class Coupled:
 class TokenMean:
     """SFT as a mean over the batch's tokens (a divisor of its own)."""
 
-    needs: Needs = Needs(roles=1, divisor="tokens")
+    needs: ClassVar[Needs] = Needs(roles=1, divisor="tokens")
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         return Terms(-logps.policy[0], -torch.ones_like(logps.policy), logps.policy, None)
@@ -101,7 +102,7 @@ class TokenMean:
 class Listwise:
     """Softmax over k responses against softmax of their rewards (any number of roles, a column per sequence)."""
 
-    needs: Needs = Needs(roles=None, sequence_columns=("reward",))
+    needs: ClassVar[Needs] = Needs(roles=None, sequence_columns=("reward",))
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         target = torch.softmax(logps.columns["reward"].to(logps.policy.dtype), 0)  # [K, P]
@@ -113,7 +114,7 @@ class Listwise:
 class MixedMeans:
     """A pair term averaged over groups plus an SFT term averaged over chosen tokens: two divisors in one loss."""
 
-    needs: Needs = Needs()
+    needs: ClassVar[Needs] = Needs()
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         margin = 0.1 * (logps.policy[0] - logps.policy[1])

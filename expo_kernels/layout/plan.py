@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from expo_kernels.types import HostLayout
@@ -41,7 +42,7 @@ def split_parts(begin: int, end: int, rows: int) -> tuple[Range, ...]:
     rest = end - begin - kept
     pieces = -(-rest // rows)
     cuts = [begin + rest * i // pieces for i in range(pieces)] + [begin + rest, end]
-    return tuple(zip(cuts[:-1], cuts[1:], strict=True))
+    return tuple(itertools.pairwise(cuts))
 
 
 def _group_sizes(host: HostLayout) -> list[int]:
