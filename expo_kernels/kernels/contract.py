@@ -26,11 +26,8 @@ class Stats(NamedTuple):
     is_argmax: Tensor  # [n] bool, or empty
 
 
-class Score(NamedTuple):
-    """What the gradient of a chunk needs: d logp / d a = -inverse * stored, row by row. The layout is the backend's."""
-
-    stored: Tensor  # [n, V], a view of the workspace
-    inverse: Tensor  # [n] in the accumulator's dtype
+Score = tuple[Tensor, ...]  # what the gradient of a chunk needs; its layout is the backend's, the first a view of
+# the workspace
 
 
 class Backend(Protocol):

@@ -110,18 +110,18 @@ class _TrainedHead(torch.autograd.Function):
             logp = hidden.new_zeros(N, dtype=problem.accumulator)
             for a, b in parts[:-1]:
                 logp[a:b] = chunks.logprob(a, b, statistics=False).logp
-            stored = inverse = None
+            score: Score = ()
             if N:
                 a, b = parts[-1]
-                (stored, inverse), _, logp[a:b] = chunks.score(a, b)
-        ctx.save_for_backward(hidden, weight, bias, stored, inverse)
+                score, _, logp[a:b] = chunks.score(a, b)
+        ctx.save_for_backward(hidden, weight, bias, *score)
         ctx.problem, ctx.trains, ctx.parts = problem.without_operands(), trains, parts
         return logp
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logp):
-        hidden, weight, bias, stored, inverse = ctx.saved_tensors
+        hidden, weight, bias, *score = ctx.saved_tensors
         problem = ctx.problem.with_operands(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             made = new_gradients(problem, ctx.trains)
@@ -130,7 +130,7 @@ class _TrainedHead(torch.autograd.Function):
                 if a == b:
                     continue
                 if i == 0:
-                    score, h = Score(stored, inverse), chunks.gather(a, b)
+                    h = chunks.gather(a, b)
                 else:
                     score, h, _ = chunks.score(a, b)
                 dh = chunks.backprop(score, d_logp[a:b], h, made.dw, made.db, need_h=made.hidden is not None)

@@ -31,8 +31,8 @@ def score(
     h: Tensor, y: Tensor, head: Head, workspace: Tensor, workspace_bytes: int, stats: bool
 ) -> tuple[Score, Stats]:
     stored = workspace[: h.shape[0]]
-    inverse, *rest = ops.score(h, y, *head, stored, workspace_bytes, stats)
-    return Score(stored, inverse), Stats(*rest)
+    inverse, pull, *rest = ops.score(h, y, *head, stored, workspace_bytes, stats)
+    return (stored, inverse, pull, y), Stats(*rest)
 
 
 def backprop(

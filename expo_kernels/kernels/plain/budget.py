@@ -1,7 +1,8 @@
 """What fits the workspace: every temporary of scoring and backprop is counted here.
 
     scoring    workspace [R, V] + gathered h [R, D]        + fp32 logits of a few rows (1/8) + a tile of w (1/16)
-    backprop   workspace [R, V] + h, dh, scaled h [R, D]   + a tile of w (1/16) + a tile of the score (1/16)
+    backprop   workspace [R, V] + h, dh, scaled h [R, D]   + a tile of w (1/16) + a tile of the score (1/16), its
+               narrow copy where rows are left out (1/32), label entries of a few rows (1/32)
 
 A log-prob's bits depend on the shape of the product it comes from, so that shape is a function of D, V, dtype and
 budget alone, never of the number of rows: PRODUCT_ROWS rows (the last ones padded) by a fixed tile.
@@ -17,6 +18,7 @@ from expo_kernels.kernels.contract import accumulator
 
 PRODUCT_ROWS = 128  # measured on a CPU: 64 rows reach 0.65 of the speed of 256, 128 reach 0.9 (docs/numerics.md)
 LOGIT_ROWS = 512
+LABEL_ROWS = 64
 TILE_BYTES = 2 << 20  # of w in the accumulator's dtype: stays in cache while every row block meets it
 SLICES = 8  # the row kernel walks a row in this many slices, so its temporaries are an eighth of the logits
 LANES = 16  # D is padded to whole vectors: a row's bits then do not depend on where it stands in a product
@@ -28,6 +30,7 @@ class Budget(NamedTuple):
     tile: int  # columns of the vocabulary in one product of scoring
     chunk_rows: int  # R
     chunk_tile: int  # columns of the vocabulary in one product of backprop
+    label_rows: int  # rows whose label entries are added at once in backprop
 
 
 def padded(D: int) -> int:
@@ -51,7 +54,8 @@ def budget(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> Budget:
     logit_rows = min(LOGIT_ROWS // product_rows, fit // product_rows) * product_rows
     tile = min(columns, max(TILE_BYTES // (width * wide), LANES), -(-V // SLICES))
     chunk_tile = max(1, min(columns, tile_share // (rows * wide), V))
-    return Budget(product_rows, logit_rows, tile, rows, chunk_tile)
+    label_rows = max(1, min(LABEL_ROWS, tile_share // 2 // (D * (narrow + 2 * wide))))
+    return Budget(product_rows, logit_rows, tile, rows, chunk_tile, label_rows)
 
 
 def chunk_rows(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> int:

@@ -65,54 +65,75 @@ def logprob(
 def score(
     h: Tensor, y: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float,
     stored: Tensor, workspace_bytes: int, stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Fills stored [n, V] with E' in the input's dtype; returns inverse [n], then what logprob returns.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Fills stored [n, V] with E' in the input's dtype, 0 at the label; -> inverse [n], pull [n], what logprob returns.
 
-    The one downcast of scoring. fp16 has too few exponents for E' of a certain row (all its entries tiny), so there
-    the row is divided by its largest entry first, and `inverse` carries that factor.
+        d logp / da_v = -inverse stored_v  (v != y)        d logp / da_y = pull
+
+    The one downcast of scoring. The label's entry, by far the largest of a row, is not part of it. fp16 has too few
+    exponents for the E' of a certain row (all tiny), so there a row is divided by its largest entry first, and
+    `inverse` carries that factor.
     """
     out = _new_stats(h, stats)
-    inverse = torch.empty_like(out[0])
+    inverse, pull = torch.empty_like(out[0]), torch.empty_like(out[0])
     for block in _blocks(h, y, w, bias, softcap, scale, workspace_bytes, gradient=True, stats=stats):
-        z, sums = block.z, block.sums
-        entry = row_kernel.label_entry(sums, softcap)
-        z.scatter_(1, y[block.rows, None], entry[:, None])
-        factor = torch.where(block.logp.isnan(), torch.nan, sums.total.reciprocal())  # what poisons logp poisons dh
+        poison = torch.where(block.logp.isnan(), torch.nan, 1.0)  # what makes logp NaN makes dh NaN
+        factor = poison / block.sums.total
         if h.dtype == torch.float16:
-            largest = torch.maximum(z.amax(-1), -entry)
+            largest = block.z.amax(-1)
             largest = torch.where(largest > 0, largest, 1.0)
-            z.div_(largest[:, None])
+            block.z.div_(largest[:, None])
             factor = factor * largest
-        stored[block.rows].copy_(z)
+        stored[block.rows].copy_(block.z)
         inverse[block.rows] = factor
+        pull[block.rows] = poison * row_kernel.label_pull(block.sums, softcap)
         _keep(out, block, stats)
-    return inverse, *out
+    return inverse, pull, *out
 
 
 @custom_op("expo_kernels::plain_backprop", mutates_args=("dw", "db"))
 def backprop(
-    stored: Tensor, inverse: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
+    stored: Tensor, inverse: Tensor, pull: Tensor, y: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
     dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
 ) -> Tensor:  # fmt: skip
-    """dh = diag(s) E' w,  dw += E'^T diag(s) h,  db += E'^T s,  with s = -scale c / S in the accumulator's dtype."""
-    dtype = accumulator(h.dtype)
+    """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
+    two products for the stored part, a gather and an ordered scatter for the label's."""
     V, D = w.shape
-    tile = budget(D, V, h.dtype, workspace_bytes).chunk_tile
-    s = c.to(dtype) * inverse * -scale
+    dtype, sizes = accumulator(h.dtype), budget(D, V, h.dtype, workspace_bytes)
+    crowd, label = scale * c.to(dtype) * -inverse, scale * c.to(dtype) * pull  # [n]
     if rows is not None:
-        s, h = s[rows], h[rows]
-    scaled_h = h.to(dtype) * s[:, None] if dw is not None else s
-    dh = s.new_zeros(s.shape[0] if need_h else 0, D)
-    for v in range(0, V, tile):
-        e = stored[:, v : v + tile]
+        crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
+    dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
+    scaled_h = h.to(dtype) * crowd[:, None] if dw is not None else crowd
+    for v in range(0, V, sizes.chunk_tile):
+        columns = slice(v, v + sizes.chunk_tile)
+        e = stored[:, columns]
         e = (e if rows is None else e[rows]).to(dtype)
         if need_h:
-            dh.addmm_(e, w[v : v + tile].to(dtype))
+            dh.addmm_(e, w[columns].to(dtype))
         if dw is not None:
-            dw[v : v + tile].addmm_(e.T, scaled_h)
+            dw[columns].addmm_(e.T, scaled_h)
         if db is not None:
-            db[v : v + tile].addmv_(e.T, s)
-    return dh.mul_(s[:, None]) if need_h else dh
+            db[columns].addmv_(e.T, crowd)
+    if need_h:
+        dh.mul_(crowd[:, None])
+    for i in range(0, h.shape[0], sizes.label_rows):
+        block = slice(i, i + sizes.label_rows)
+        if need_h:
+            dh[block].addcmul_(w[y[block]].to(dtype), label[block, None])
+        if dw is not None:
+            ordered_add(dw, y[block], h[block].to(dtype).mul_(label[block, None]))
+    if db is not None:
+        ordered_add(db, y, label)
+    return dh
+
+
+def ordered_add(target: Tensor, index: Tensor, values: Tensor) -> None:
+    """target[index] += values, repeats in order, hence the same bits on every run."""
+    if target.device.type == "cpu":
+        target.index_add_(0, index, values)  # one after the other on a CPU
+    else:
+        target.index_put_((index,), values, accumulate=True)  # sorted; index_add_ has atomics there
 
 
 @custom_op("expo_kernels::plain_segment_sum", mutates_args=())
@@ -148,11 +169,11 @@ def _(h, y, w, bias, softcap, scale, workspace_bytes, stats):
 @score.register_fake
 def _(h, y, w, bias, softcap, scale, stored, workspace_bytes, stats):
     out = _new_stats(h, stats)
-    return torch.empty_like(out[0]), *out
+    return torch.empty_like(out[0]), torch.empty_like(out[0]), *out
 
 
 @backprop.register_fake
-def _(stored, inverse, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
+def _(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
     n = h.shape[0] if rows is None else rows.shape[0]
     return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype))
 

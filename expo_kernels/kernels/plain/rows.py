@@ -90,9 +90,10 @@ def take_label(e: Tensor, column: Tensor) -> Tensor:
     return torch.where(inside, found[:, 0], 0.0)
 
 
-def label_entry(sums: RowSums, softcap: float | None) -> Tensor:
-    """E'_y = -rest t_y, formed in the accumulator's dtype: exact however certain the label is."""
-    return -sums.rest if softcap is None else -sums.rest * cap_slope(sums.label, softcap)
+def label_pull(sums: RowSums, softcap: float | None) -> Tensor:
+    """d logp / da_y = (rest / S) t_y, which is (1 - p_y) t_y without its cancellation, however certain the label is."""
+    pull = sums.rest / sums.total
+    return pull if softcap is None else pull * cap_slope(sums.label, softcap)
 
 
 def log_prob(sums: RowSums, finite: Tensor) -> Tensor:
