@@ -1,0 +1,203 @@
+"""Bad input: an error before any work, saying where, what was wanted and what came."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_objectives import Coupled, Downweighted, RewardGap, TokenMean
+
+from expo_kernels import Divisors, Execution, HeadOptions, Needs, Terms, sequence_logprob, token_stats
+from expo_kernels.fused_expo_loss import expo_loss, preference_loss
+from expo_kernels.kernels.plain import ops
+from expo_kernels.layout import from_packed, from_padded
+from expo_kernels.objectives import ExpoComp, make_objective
+
+D, V = 8, 30
+HIDDEN, WEIGHT = torch.randn(4, 5, D), torch.randn(V, D)
+LABELS = torch.randint(0, V, (4, 5))
+COMP = make_objective("expo_comp", lam=0.3)
+REG = make_objective("expo_reg", lam=0.3)
+REFERENCE = torch.full((4,), -9.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch):
+    """The backend must not be reached."""
+
+    def fail(*args):
+        raise AssertionError("work was done before the input was checked")
+
+    for name in ("logprob", "score", "backprop", "segment_sum"):
+        monkeypatch.setattr(ops, name, fail)
+
+
+def loss(hidden=HIDDEN, weight=WEIGHT, batch=LABELS, objective=COMP, **more):
+    return preference_loss(hidden, weight, batch, objective, **more)
+
+
+def head(**options):
+    return loss(head=HeadOptions(**options))
+
+
+def execute(**options):
+    return loss(execution=Execution(**options))
+
+
+def expo(variant="comp", lam=0.3, **more):
+    return expo_loss(HIDDEN, WEIGHT, LABELS, variant=variant, lam=lam, **more)
+
+
+def bad_labels(value):
+    labels = LABELS.clone()
+    labels[2, 3] = value
+    return labels
+
+
+class WrongShape:
+    needs = Needs()
+
+    def __call__(self, logps):
+        return Terms(logps.policy[0], logps.policy[0], logps.policy)
+
+
+ANCHORED = from_padded(LABELS, anchors=2)
+CU = torch.tensor([0, 5, 10, 15, 20])
+FLAT = LABELS.flatten()
+BAD = {
+    "hidden and weight disagree": (lambda: loss(weight=torch.randn(V, D + 1)), r"\[V, D\].*\(30, 9\)"),
+    "weight not a matrix": (lambda: loss(weight=torch.randn(V)), r"weight \[V, D\]"),
+    "hidden of another layout": (lambda: loss(hidden=torch.randn(4, 6, D)), r"hidden \[4, 5, 'D'\].*\[4, 6, 'D'\]"),
+    "hidden of another count": (lambda: loss(hidden=torch.randn(7, D), batch=from_packed(FLAT, CU)), "20 rows.*got 7"),
+    "rows past hidden": (
+        lambda: loss(hidden=torch.randn(3, D), batch=from_packed(FLAT, CU, rows=torch.arange(20) % 5)),
+        "rows below 3.*got 4",
+    ),
+    "integer hidden": (lambda: loss(hidden=HIDDEN.long()), "floating point"),
+    "two dtypes": (lambda: loss(hidden=HIDDEN.bfloat16()), "one dtype"),
+    "label past the vocabulary": (lambda: loss(batch=bad_labels(V)), "below the vocabulary of 30, got 30"),
+    "negative label": (lambda: loss(batch=bad_labels(-1)), "labels >= 0 or -100, got -1 at position 13"),
+    "float labels": (lambda: loss(batch=LABELS.float()), "integer labels"),
+    "labels not a matrix": (lambda: loss(batch=FLAT), r"labels \[S, T\]"),
+    "odd pairs": (lambda: loss(hidden=HIDDEN[:3], batch=LABELS[:3]), "2 sequences a group, got 3"),
+    "not a multiple of roles": (lambda: from_padded(LABELS, roles=3), "3 sequences a group, got 4"),
+    "more anchors than sequences": (lambda: from_padded(LABELS, anchors=5), "at least 5 sequences, got 4"),
+    "roles not an integer": (lambda: from_padded(LABELS, roles=2.0), "roles an integer"),
+    "anchor weights": (lambda: from_padded(LABELS, anchors=2, anchor_weights=torch.ones(3)), r"\[2\], got \(3,\)"),
+    "anchor weight nan": (
+        lambda: from_padded(LABELS, anchors=2, anchor_weights=torch.tensor([1, torch.nan])),
+        "finite anchor_weights",
+    ),
+    "token weights' shape": (lambda: from_padded(LABELS, token_weights=torch.ones(4)), "labels' shape"),
+    "token weights' name": (lambda: from_padded(LABELS, token_weights="sum"), '"mean", got \'sum\''),
+    "token weight inf": (lambda: from_padded(LABELS, token_weights=torch.full((4, 5), torch.inf)), "finite"),
+    "offsets fall": (lambda: from_packed(FLAT, torch.tensor([0, 10, 5, 15, 20])), "never falls, got 10 then 5 at 1"),
+    "offsets end early": (lambda: from_packed(FLAT, torch.tensor([0, 5, 10])), "from 0 to 20, got 0 to 10"),
+    "offsets empty": (lambda: from_packed(FLAT, torch.tensor([0])), r"\[S\+1\]"),
+    "packed labels not flat": (lambda: from_packed(LABELS, CU), r"labels \[L\]"),
+    "rows' shape": (lambda: from_packed(FLAT, CU, rows=torch.arange(4)), r"rows \[20\]"),
+    "negative rows": (lambda: from_packed(FLAT, CU, rows=torch.arange(20) - 1), "rows >= 0, got -1"),
+    "no reference": (lambda: loss(objective=REG), r"needs reference log-probs \(sums\) \[4\], got None"),
+    "reference too long": (lambda: loss(objective=REG, reference=torch.zeros(5)), r"\[4\], got \(5,\)"),
+    "several references": (lambda: loss(objective=REG, reference=torch.zeros(2, 4)), r"\[4\], got \(2, 4\)"),
+    "reference nan": (lambda: loss(objective=REG, reference=REFERENCE * torch.nan), "finite reference.*nan"),
+    "reference of integers": (lambda: loss(objective=REG, reference=REFERENCE.long()), "floating point reference"),
+    "unused reference": (lambda: loss(reference=REFERENCE), "ExpoComp uses no reference"),
+    "missing column": (lambda: loss(objective=RewardGap(), reference=REFERENCE), r"missing \['gap'\]"),
+    "unused column": (lambda: loss(columns={"gap": torch.ones(2)}), r"not used \['gap'\]"),
+    "column's shape": (
+        lambda: loss(objective=RewardGap(), reference=REFERENCE, columns={"gap": torch.ones(4)}),
+        r"gap \[2\], got \[4\]",
+    ),
+    "column nan": (
+        lambda: loss(objective=RewardGap(), reference=REFERENCE, columns={"gap": torch.tensor([0, torch.nan])}),
+        "finite column gap",
+    ),
+    "roles of the objective": (lambda: loss(objective=TokenMean()), "groups of 1, got a batch with groups of 2"),
+    "anchors nobody takes": (lambda: loss(batch=ANCHORED), "2 anchors, and ExpoComp takes none"),
+    "anchors that are not there": (lambda: loss(objective=ExpoComp(lam=1.0, samples="anchors")), "the batch has none"),
+    "a reduction given twice": (
+        lambda: loss(
+            objective=make_objective("expo_comp", lam=0.3, logp_reduction="mean"),
+            batch=from_padded(LABELS, token_weights="mean"),
+        ),
+        "does so already",
+    ),
+    "a mean given twice": (
+        lambda: loss(objective=Coupled(), batch=from_padded(LABELS, roles=1, token_weights="mean")),
+        "does so already",
+    ),
+    "divisor zero": (lambda: loss(divisor=0), "positive divisor of groups, got 0"),
+    "divisor of anchors": (lambda: loss(divisor=Divisors(anchors=-1.0)), "positive divisor of anchors"),
+    "divisor a vector": (lambda: loss(divisor=torch.ones(2)), "one number as divisor"),
+    "bias' shape": (lambda: head(bias=torch.ones(D)), r"bias \[30\]"),
+    "softcap zero": (lambda: head(softcap=0.0), "softcap a positive number, got 0.0"),
+    "scale negative": (lambda: head(logit_scale=-1.0), "logit_scale a positive number"),
+    "unknown backend": (lambda: execute(backend="cuda"), "want auto, plain, triton, native, got 'cuda'"),
+    "workspace zero": (lambda: execute(workspace_bytes=0), "positive integer, got 0"),
+    "workspace too small": (lambda: execute(workspace_bytes=512), "at least 1472 for one row"),
+    "buffer's dtype": (
+        lambda: loss(
+            weight=WEIGHT.clone().requires_grad_(),
+            execution=Execution(weight_gradient_out=torch.zeros(V, D, dtype=torch.bfloat16)),
+        ),
+        "weight_gradient_out contiguous.*float32",
+    ),
+    "buffer for a frozen head": (
+        lambda: execute(weight_gradient_out=torch.zeros(V, D)),
+        "a weight that requires a gradient",
+    ),
+    "unknown statistic": (lambda: loss(stats=("perplexity",)), "entropy, is_argmax, got 'perplexity'"),
+    "unknown variant": (lambda: expo("dpo"), "\"reg\" or \"comp\", got 'dpo'"),
+    "lam past 1": (lambda: expo("reg", 1.5, reference=REFERENCE), r"lam in \[0, 1\], got 1.5"),
+    "lam zero": (lambda: expo("comp", 0.0), r"lam in \(0, inf\), got 0.0"),
+    "lam nan": (lambda: expo("comp", float("nan")), "got nan"),
+    "temperature": (lambda: expo(temperature=0.0), r"temperature in \(0, inf\)"),
+    "reduction": (lambda: expo(logp_reduction="max"), "logp_reduction one of sum, mean, got 'max'"),
+    "unknown objective": (lambda: make_objective("expo"), "want one of expo_comp, expo_reg, got 'expo'"),
+    "unknown parameter": (lambda: make_objective("expo_reg", lam=0.1, beta=1), "expo_reg takes lam.*got 'beta'"),
+    "missing parameter": (lambda: make_objective("expo_reg"), "expo_reg needs lam"),
+    "samples": (lambda: make_objective("expo_comp", lam=1.0, samples="all"), "samples one of pair, anchors"),
+    "sequence_logprob": (lambda: sequence_logprob(HIDDEN, WEIGHT[:, :3], LABELS), "sequence_logprob: want hidden"),
+    "token_stats": (lambda: token_stats(HIDDEN, WEIGHT[:9], LABELS.clamp(9)), "token_stats: want labels below"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+@pytest.mark.parametrize("options", [{"backend": "triton"}, {"backend": "native"}, {"sparsity": 0.1}], ids=str)
+def test_what_is_not_built_raises(options):
+    with pytest.raises(NotImplementedError, match="not part of this version"):
+        execute(**options)
+    with pytest.raises(NotImplementedError, match="not part of this version"):
+        expo(**options)
+
+
+def test_stats_as_a_string():
+    with pytest.raises(TypeError, match="tuple of names"):
+        loss(stats="entropy")
+
+
+def test_token_weights_of_the_wrong_shape():
+    class Wrong(Downweighted):
+        def token_weights(self, batch):
+            return torch.ones(3)
+
+    with pytest.raises(ValueError, match="want token_weights of Wrong"):
+        loss(objective=Wrong())
+
+
+def test_an_objective_that_returns_the_wrong_shape(monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"WrongShape: want coefficients of shape \(2, 2\)"):
+        loss(objective=WrongShape())
+
+
+def test_the_environment_names_a_backend(monkeypatch):
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", "nothing")
+    with pytest.raises(ValueError, match="EXPO_KERNELS_BACKEND is set"):
+        loss()
