@@ -173,4 +173,4 @@ class _Chunks:
 
 
 def _recomputed_rows(parts: tuple[Range, ...]) -> int:
-    return max((b - a for a, b in parts[:-1]), default=0)
+    return max([0, *[b - a for a, b in parts[:-1]]])

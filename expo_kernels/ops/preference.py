@@ -86,7 +86,7 @@ class _Run:
         problem, host = self.problem, self.batch.host
         R = problem.chunk_rows
         plan = chunk_plan(host, R, self.evaluation.objective.needs.whole_batch)
-        kept = max((_size(_kept(unit)) for unit in plan), default=0)
+        kept = max([0, *[_size(_kept(unit)) for unit in plan]])
         V = problem.weight.shape[0]
         workspace = problem.backend.new_workspace(kept, V, problem.dtype, problem.hidden.device)
         for unit in plan:

@@ -122,7 +122,7 @@ def backprop(
         if need_h:
             dh[block].addcmul_(w[y[block]].to(dtype), label[block, None])
         if dw is not None:
-            ordered_add(dw, y[block], h[block].to(dtype).mul_(label[block, None]))
+            ordered_add(dw, y[block], h[block].to(dtype) * label[block, None])
     if db is not None:
         ordered_add(db, y, label)
     return dh

@@ -1,0 +1,58 @@
+"""The library imports and works without Triton and without a compiler, and says which backend it chose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from expo_kernels.__main__ import describe
+from expo_kernels.kernels import plain
+from expo_kernels.kernels.resolve import resolve
+
+ROOT = Path(__file__).parent.parent
+WITHOUT = """
+import sys
+for name in ("triton", "expo_kernels._C", "transformers", "deepspeed", "numpy"):
+    sys.modules[name] = None
+import torch
+from expo_kernels.fused_expo_loss import expo_loss
+hidden, weight = torch.randn(2, 3, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+expo_loss(hidden, weight, torch.ones(2, 3, dtype=torch.long), variant="comp", lam=0.1).loss.backward()
+assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
+print("works")
+"""
+
+
+def python(*arguments: str, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_triton_and_without_a_compiler():
+    """No compiler: an empty PATH, so that nothing can be built behind one's back."""
+    assert python("-c", WITHOUT, PATH="", CC="/nonexistent", CXX="/nonexistent").strip() == "works"
+
+
+def test_the_program_says_which_backend_and_why():
+    text = python("-m", "expo_kernels")
+    assert text.strip() == describe().strip()
+    assert "cpu" in text and "backend plain, because" in text and torch.__version__ in text
+
+
+def test_resolution(monkeypatch):
+    device = torch.device("cpu")
+    monkeypatch.delenv("EXPO_KERNELS_BACKEND", raising=False)
+    assert resolve("auto", device).backend is plain and resolve("plain", device).reason == "asked for by name"
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", "plain")
+    assert resolve("auto", device).reason == "EXPO_KERNELS_BACKEND is set"
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", "triton")
+    assert resolve("plain", device).backend is plain, "a name in the call outranks the environment"
+    with pytest.raises(NotImplementedError, match="triton"):
+        resolve("auto", device)
