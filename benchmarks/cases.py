@@ -54,14 +54,14 @@ def head_case(
 
 
 def pair_labels(y: Tensor, pairs: int, *, masked: float = 0.0, seed: int = 0) -> Tensor:
-    """y [N] as padded labels [2 * pairs, T], a share of each row's beginning masked as its prompt."""
+    """y [N] as padded labels [2 * pairs, T], a share of each row's beginning masked as its prompt, more or less."""
     if y.numel() % (2 * pairs):
         raise ValueError(f"pair_labels: want N a multiple of {2 * pairs}, got {y.numel()}")
     labels = y.view(2 * pairs, -1).clone()
     T = labels.shape[1]
     random = torch.Generator().manual_seed(seed)
-    jitter = torch.rand(2 * pairs, generator=random) * min(masked, 1 - masked) if masked else torch.zeros(2 * pairs)
-    prompt = ((masked + 0.5 * jitter) * T).long()
+    spread = (torch.rand(2 * pairs, generator=random) - 0.5) * min(masked, 1 - masked)  # prompts differ in length
+    prompt = ((masked + spread) * T).round().long()
     labels[torch.arange(T) < prompt[:, None]] = -100
     return labels
 
@@ -73,13 +73,13 @@ def _flat(N: int, D: int, V: int, entropy: float, random: torch.Generator) -> He
 
 
 def _peaked(N: int, D: int, V: int, entropy: float, random: torch.Generator) -> HeadCase:
-    """h_n along the row of w of some token, with a length that gives it a logit of 6 to 14 above the crowd or, for
-    every fourth row, 60 to 130; the label is that token, but for those fourth rows another one: nll 60 to 130."""
+    """h_n along the row of w of some token, with a length that gives it a logit up to 24 above the crowd or, for
+    every fourth row, 65 to 130; the label is that token, but for those fourth rows another one: nll about 65 to 130."""
     w = torch.randn(V, D, generator=random)
     w = w / w.norm(dim=1, keepdim=True)
     token = torch.randint(0, V, (N,), generator=random)
     far = torch.arange(N) % 4 == 3
-    lift = torch.empty(N).uniform_(0.0, 14.0, generator=random) + math.log(V)
+    lift = torch.empty(N).uniform_(0.0, 24.0, generator=random) + math.log(V)
     lift[far] = torch.empty(int(far.sum())).uniform_(65.0, 130.0, generator=random)
     y = torch.where(far, (token + 1 + torch.randint(0, V - 1, (N,), generator=random)) % V, token)
     w = w * 4.0  # typical of a trained head: hidden states are short, rows of w are not

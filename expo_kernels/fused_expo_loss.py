@@ -27,8 +27,8 @@ def preference_loss(
     reference: Tensor | None = None,
     columns: Mapping[str, Tensor] | None = None,
     divisor: float | Tensor | Divisors | None = None,
-    head: HeadOptions | None = None,
-    execution: Execution | None = None,
+    head: HeadOptions = HeadOptions(),
+    execution: Execution = Execution(),
     stats: tuple[str, ...] = (),
 ) -> LossOutput:
     """The loss of any objective, differentiable in hidden, weight and head.bias; dh and dw are made in forward.
@@ -48,7 +48,7 @@ def preference_loss(
     """
     where = "preference_loss"
     check_stats(where, stats)
-    problem = make_problem(where, hidden, weight, batch, head or HeadOptions(), execution or Execution())
+    problem = make_problem(where, hidden, weight, batch, head, execution)
     evaluation = make_evaluation(where, objective, problem.batch, reference, columns, divisor)
     problem = problem.with_batch(with_declared_weights(where, objective, problem.batch))
     return preference(problem, evaluation, tuple(stats))

@@ -14,16 +14,14 @@ def sequence_logprob(
     weight: Tensor,
     batch: Batch | Tensor,
     *,
-    head: HeadOptions | None = None,
-    execution: Execution | None = None,
+    head: HeadOptions = HeadOptions(),
+    execution: Execution = Execution(),
 ) -> Tensor:
     """Summed label log-prob of each sequence, [S]; differentiable in hidden, weight and head.bias.
 
     Arguments as in preference_loss. Under torch.no_grad() this is the reference pass: one product, nothing of size V.
     """
-    return logprob.sequence_logprob(
-        make_problem("sequence_logprob", hidden, weight, batch, head or HeadOptions(), execution or Execution())
-    )
+    return logprob.sequence_logprob(make_problem("sequence_logprob", hidden, weight, batch, head, execution))
 
 
 def token_logprob(
@@ -31,13 +29,11 @@ def token_logprob(
     weight: Tensor,
     batch: Batch | Tensor,
     *,
-    head: HeadOptions | None = None,
-    execution: Execution | None = None,
+    head: HeadOptions = HeadOptions(),
+    execution: Execution = Execution(),
 ) -> Tensor:
     """Log-prob of each scored token, [N] in the batch's order (unweighted); differentiable likewise."""
-    return logprob.token_logprob(
-        make_problem("token_logprob", hidden, weight, batch, head or HeadOptions(), execution or Execution())
-    )
+    return logprob.token_logprob(make_problem("token_logprob", hidden, weight, batch, head, execution))
 
 
 def token_stats(
@@ -45,10 +41,8 @@ def token_stats(
     weight: Tensor,
     batch: Batch | Tensor,
     *,
-    head: HeadOptions | None = None,
-    execution: Execution | None = None,
+    head: HeadOptions = HeadOptions(),
+    execution: Execution = Execution(),
 ) -> TokenStats:
     """(logp, entropy, is_argmax) of each scored token, [N] each, without a gradient."""
-    return logprob.token_stats(
-        make_problem("token_stats", hidden, weight, batch, head or HeadOptions(), execution or Execution())
-    )
+    return logprob.token_stats(make_problem("token_stats", hidden, weight, batch, head, execution))
