@@ -97,7 +97,6 @@ def test_counted_products(monkeypatch):
     """3 for the loss, 2 with a frozen head, 1 forward only; 4 less what is kept for the generic trained head."""
     case = padded_case(8, 30, 33, 301, seed=1)
     N, objective = case.batch.rows.shape[0], make_objective("expo_comp", lam=0.3)
-    R = 24
     workspace = Execution(workspace_bytes=SMALL)
     longest = max(sum(case.batch.host.lengths[i::4]) for i in range(4))
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
@@ -120,7 +119,7 @@ def test_counted_products(monkeypatch):
         assert count(lambda: preference_loss(hidden, weight, case.batch, objective, execution=workspace)) == 1.0
     assert count(lambda: token_stats(hidden, weight, case.batch, execution=workspace)) == 1.0
     assert count(lambda: sequence_logprob(hidden, case.weight, case.batch, execution=workspace).sum().backward()) == 2.0
-    kept = chunk_rows(33, 301, torch.float32, SMALL) / N
+    kept = chunk_rows(33, 301, torch.float32, SMALL) // 2 / N  # the other half is for what is scored again
     trained = count(lambda: sequence_logprob(hidden, weight, case.batch, execution=workspace).sum().backward())
     assert trained == pytest.approx(4.0 - kept)
     tight = 16 * 1024  # a pair is larger than the workspace: its last part is kept, the others are scored again

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from expo_kernels.kernels.contract import accumulator
+from expo_kernels.kernels.ordered import ordered_add
 from expo_kernels.ops.problem import Problem, Trains
 
 _ROWS = 4096  # rows scaled at once on the way out, so that the fp32 copy stays small
@@ -29,19 +30,17 @@ class HiddenGradient:
 
     def add(self, rows: Tensor, dh: Tensor) -> None:
         """dh [n, D] of the tokens that `rows` [n] predict; repeats are summed in the tokens' order."""
-        if not self.repeated:
-            self.dh.index_copy_(0, rows, dh.to(self.dh.dtype))
-        elif dh.device.type == "cpu":
-            self.dh.index_add_(0, rows, dh.to(self.dh.dtype))  # in order on a CPU
+        if self.repeated:
+            ordered_add(self.dh, rows, dh.to(self.dh.dtype))
         else:
-            self.dh.index_put_((rows,), dh.to(self.dh.dtype), accumulate=True)  # sorted; index_add_ has atomics there
+            self.dh.index_copy_(0, rows, dh.to(self.dh.dtype))
 
     def poison(self, rows: Tensor, bad: Tensor) -> None:
         """NaN to dh of every token marked in `bad` [n], without asking the device whether there is one."""
-        nan_or_zero = torch.where(bad, torch.nan, 0.0).to(self.dh.dtype)
+        nan_or_zero = torch.where(bad, torch.nan, 0.0).to(self.dh.dtype)[:, None]
         for i in range(0, rows.shape[0], _ROWS):
-            r = rows[i : i + _ROWS]
-            self.dh.index_copy_(0, r, self.dh.index_select(0, r) + nan_or_zero[i : i + _ROWS, None])
+            r, values = rows[i : i + _ROWS], nan_or_zero[i : i + _ROWS].expand(-1, self.dh.shape[1])
+            ordered_add(self.dh, r, values)
 
 
 class Gradients(NamedTuple):

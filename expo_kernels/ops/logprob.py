@@ -1,8 +1,9 @@
 """Token and sequence log-probs, differentiable, for any objective outside; and without a gradient, with statistics.
 
 Frozen head: dh of each token is made in forward for a coefficient of 1 and only scaled in backward, two products.
-Trained head: backward needs the scores again; those that fit the workspace are kept from forward, the others are made
-a second time: four products less what was kept. Nothing wants a gradient: one product, and no workspace.
+Trained head: backward needs the scores again. Where all fit the workspace they are kept from forward: three products.
+Else half the workspace keeps, the other half scores again: four products less what was kept. Nothing wants a gradient:
+one product, and no workspace.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from expo_kernels.kernels.contract import Score, Stats
 from expo_kernels.layout import split_parts
+from expo_kernels.ops.chunks import Chunks, Scored
 from expo_kernels.ops.gradients import HiddenGradient, new_gradients
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.types import TokenStats
-
-Range = tuple[int, int]
 
 
 def token_logprob(problem: Problem) -> Tensor:
@@ -42,13 +42,17 @@ def token_stats(problem: Problem, statistics: bool = True) -> TokenStats:
     """Forward only: logp [N] and, with statistics, entropy [N] and is_argmax [N]."""
     N, R = problem.batch.rows.shape[0], problem.chunk_rows
     with torch.autocast(problem.hidden.device.type, enabled=False):
-        chunks = _Chunks(problem, 0)
-        parts = [chunks.logprob(a, min(a + R, N), statistics=statistics) for a in range(0, N, R)]
+        chunks = _chunks(problem)
+        parts = [chunks.log_prob(((a, min(a + R, N)),), statistics) for a in range(0, N, R)]
     if not parts:
         empty = problem.hidden.new_zeros(0, dtype=problem.accumulator)
         parts = [Stats(empty, empty, empty.bool())]
     logp, entropy, is_argmax = (torch.cat(xs) for xs in zip(*parts, strict=True))
     return TokenStats(logp, entropy, is_argmax) if statistics else TokenStats(logp)
+
+
+def _chunks(problem: Problem) -> Chunks:
+    return Chunks(problem, problem.batch.rows, problem.batch.labels)
 
 
 class _SegmentSum(torch.autograd.Function):
@@ -75,11 +79,12 @@ class _FrozenHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             logp = hidden.new_zeros(N, dtype=wide)
             unit = hidden.new_zeros(N, hidden.shape[-1], dtype=wide if hidden.dtype == torch.float16 else hidden.dtype)
-            chunks = _Chunks(problem, min(N, R))
+            chunks = _chunks(problem)
+            chunks.reserve(min(N, R))
             for a in range(0, N, R):
                 b = min(a + R, N)
-                score, h, logp[a:b] = chunks.score(a, b)
-                unit[a:b] = chunks.backprop(score, logp.new_ones(b - a), h, None, None, need_h=True)
+                scored, stats = chunks.score(((a, b),))
+                logp[a:b], unit[a:b] = stats.logp, chunks.unit_gradient(scored, logp.new_ones(b - a))
         ctx.save_for_backward(unit, problem.batch.rows)
         ctx.like = (hidden.shape, hidden.dtype, problem.batch.host.repeated_rows, R)
         return logp
@@ -98,22 +103,25 @@ class _FrozenHead(torch.autograd.Function):
 
 
 class _TrainedHead(torch.autograd.Function):
-    """Keeps the last part's score between forward and backward, hence a workspace; scores the other parts again."""
+    """Keeps the last part's score, hence workspace, between forward and backward; scores the other parts again."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, problem, trains):
         problem = problem.with_operands(hidden, weight, bias)
         N, R = problem.batch.rows.shape[0], problem.chunk_rows
-        parts = split_parts(0, N, R)
+        # what is kept and what is scored again in backward share the one workspace
+        parts = split_parts(0, N, R if N <= R else max(R // 2, 1))
         with torch.autocast(hidden.device.type, enabled=False):
-            chunks = _Chunks(problem, min(N, R))
+            chunks = _chunks(problem)
+            chunks.reserve(parts[-1][1] - parts[-1][0])
             logp = hidden.new_zeros(N, dtype=problem.accumulator)
             for a, b in parts[:-1]:
-                logp[a:b] = chunks.logprob(a, b, statistics=False).logp
+                logp[a:b] = chunks.log_prob(((a, b),), False).logp
             score: Score = ()
             if N:
                 a, b = parts[-1]
-                score, _, logp[a:b] = chunks.score(a, b)
+                (score, _), stats = chunks.score(((a, b),))
+                logp[a:b] = stats.logp
         ctx.save_for_backward(hidden, weight, bias, *score)
         ctx.problem, ctx.trains, ctx.parts = problem.without_operands(), trains, parts
         return logp
@@ -125,52 +133,14 @@ class _TrainedHead(torch.autograd.Function):
         problem = ctx.problem.with_operands(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             made = new_gradients(problem, ctx.trains)
-            chunks = _Chunks(problem, _recomputed_rows(ctx.parts))
+            chunks = _chunks(problem)
+            chunks.reserve(max([0, *[b - a for a, b in ctx.parts[:-1]]]))
             for i, (a, b) in enumerate(reversed(ctx.parts)):
                 if a == b:
                     continue
-                if i == 0:
-                    h = chunks.gather(a, b)
-                else:
-                    score, h, _ = chunks.score(a, b)
-                dh = chunks.backprop(score, d_logp[a:b], h, made.dw, made.db, need_h=made.hidden is not None)
-                if made.hidden is not None:
-                    made.hidden.add(problem.batch.rows[a:b], dh)
+                scored = Scored(tuple(score), chunks.gather(((a, b),))) if i == 0 else chunks.score(((a, b),))[0]
+                chunks.backprop(((a, b),), scored, d_logp[a:b], made, None)
         d_hidden = None if made.hidden is None else made.hidden.dh.to(hidden.dtype).view(hidden.shape)
         d_weight = None if made.dw is None or problem.weight_gradient_out is not None else made.dw.to(weight.dtype)
         d_bias = None if made.db is None else made.db.to(bias.dtype)
         return d_hidden, d_weight, d_bias, None, None
-
-
-class _Chunks:
-    """The backend's functions on ranges of the batch's tokens, in the batch's order."""
-
-    def __init__(self, problem: Problem, workspace_rows: int) -> None:
-        self.problem, self.head = problem, problem.head()
-        V = problem.weight.shape[0]
-        self.workspace = problem.backend.new_workspace(workspace_rows, V, problem.dtype, problem.hidden.device)
-
-    def gather(self, a: int, b: int) -> Tensor:
-        return self.problem.gather(self.problem.batch.rows[a:b])
-
-    def logprob(self, a: int, b: int, *, statistics: bool) -> Stats:
-        problem = self.problem
-        labels = problem.batch.labels[a:b]
-        return problem.backend.logprob(self.gather(a, b), labels, self.head, problem.workspace_bytes, statistics)
-
-    def score(self, a: int, b: int) -> tuple[Score, Tensor, Tensor]:
-        """-> the score, h [n, D] and logp [n]."""
-        problem, h = self.problem, self.gather(a, b)
-        labels = problem.batch.labels[a:b]
-        score, stats = problem.backend.score(h, labels, self.head, self.workspace, problem.workspace_bytes, False)
-        return score, h, stats.logp
-
-    def backprop(
-        self, score: Score, c: Tensor, h: Tensor, dw: Tensor | None, db: Tensor | None, *, need_h: bool
-    ) -> Tensor:
-        problem = self.problem
-        return problem.backend.backprop(score, c, h, self.head, dw, db, None, need_h, problem.workspace_bytes)
-
-
-def _recomputed_rows(parts: tuple[Range, ...]) -> int:
-    return max([0, *[b - a for a, b in parts[:-1]]])

@@ -12,15 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expo_kernels.kernels.contract import Score
-from expo_kernels.kernels.contract import Stats as KernelStats
+from expo_kernels.kernels.contract import Stats
 from expo_kernels.layout import Unit, chunk_plan, empty_groups
+from expo_kernels.ops.chunks import Chunks, Range, Ranges, Scored, size, take
 from expo_kernels.ops.evaluate import Evaluation
 from expo_kernels.ops.gradients import Attach, new_gradients
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.types import Batch, LossOutput, Terms
-
-Range = tuple[int, int]
 
 
 class _Tokens(NamedTuple):
@@ -31,13 +29,6 @@ class _Tokens(NamedTuple):
     segments: Tensor  # [N]
     weights: Tensor | None  # [N]
     offsets: Tensor  # [S+1], group by group
-
-
-class _Part(NamedTuple):
-    """A scored range of tokens: what its gradient needs."""
-
-    score: Score
-    h: Tensor  # [n, D]
 
 
 def preference(problem: Problem, evaluation: Evaluation, stats: tuple[str, ...]) -> LossOutput:
@@ -62,16 +53,15 @@ class _Run:
     """The state of one pass over a batch: log-probs as they become known, coefficients, gradients."""
 
     def __init__(self, problem: Problem, evaluation: Evaluation, trains: Trains, stats: bool) -> None:
-        self.problem, self.evaluation, self.trains, self.stats = problem, evaluation, trains, stats
-        self.batch, self.head = problem.batch, problem.head()
-        self.tokens = _in_group_order(self.batch)
+        self.problem, self.evaluation, self.stats = problem, evaluation, stats
+        self.batch, self.tokens = problem.batch, _in_group_order(problem.batch)
+        self.chunks = Chunks(problem, self.tokens.rows, self.tokens.labels)
         host = self.batch.host
-        self.K, self.P, self.S = host.roles, host.groups, len(host.lengths)
-        N = self.tokens.rows.shape[0]
+        self.K, self.P, self.S, self.N = host.roles, host.groups, len(host.lengths), self.tokens.rows.shape[0]
         new = problem.hidden.new_zeros
-        self.logp = new(N, dtype=problem.accumulator)
-        self.entropy = new(N if stats else 0, dtype=problem.accumulator)
-        self.is_argmax = new(N if stats else 0, dtype=torch.bool)
+        self.logp = new(self.N, dtype=problem.accumulator)
+        self.entropy = new(self.N if stats else 0, dtype=problem.accumulator)
+        self.is_argmax = new(self.N if stats else 0, dtype=torch.bool)
         self.seq = new(self.S, dtype=problem.accumulator)
         self.c = new(self.S, dtype=problem.accumulator)
         self.terms: list[Terms] = []
@@ -79,53 +69,40 @@ class _Run:
         self._anchors_known_beforehand()
 
     def forward_only(self) -> None:
-        self._log_probs(0, self.logp.shape[0])
+        self._log_probs(0, self.N)
         self._objective((0, self.P), (0, self._grouped_tokens()))
 
     def with_gradient(self) -> None:
-        problem, host = self.problem, self.batch.host
-        R = problem.chunk_rows
-        plan = chunk_plan(host, R, self.evaluation.objective.needs.whole_batch)
-        kept = max([0, *[_size(_kept(unit)) for unit in plan]])
-        V = problem.weight.shape[0]
-        workspace = problem.backend.new_workspace(kept, V, problem.dtype, problem.hidden.device)
+        host = self.batch.host
+        plan = chunk_plan(host, self.problem.chunk_rows, self.evaluation.objective.needs.whole_batch)
+        self.chunks.reserve(max([0, *[size(_kept(unit)) for unit in plan]]))
         for unit in plan:
-            self._unit(unit, workspace)
-        self._log_probs(sum(host.lengths[: self.S - host.forward_only]), self.logp.shape[0])
+            self._unit(unit)
+        self._log_probs(sum(host.lengths[: self.S - host.forward_only]), self.N)
         if not self.terms:  # anchors only
             self._objective((0, 0), (0, 0))
 
-    def _unit(self, unit: Unit, workspace: Tensor) -> None:
+    def _unit(self, unit: Unit) -> None:
+        """Score, then coefficients, then gradients; the last part's from the score that is still there."""
         for part in unit.parts[:-1]:
             self._log_probs(*part)
-        kept = _kept(unit)
-        last = self._score(kept, workspace)
+        kept, scored = _kept(unit), None
+        if size(kept):
+            scored, stats = self.chunks.score(kept, self.stats)
+            self._keep(kept, stats)
         if unit.parts:
             self._objective(unit.groups, (unit.parts[0][0], unit.parts[-1][1]))
-        self._backprop(kept, last, workspace)
+        self._backprop(kept, scored)
         for part in unit.parts[:-1]:
-            self._backprop((part,), None, workspace)
+            self._backprop((part,), None)
 
     def _log_probs(self, begin: int, end: int) -> None:
         step = self.problem.chunk_rows
         for a in range(begin, end, step):
             ranges = ((a, min(a + step, end)),)
-            h, y = self.problem.gather(_take(self.tokens.rows, ranges)), _take(self.tokens.labels, ranges)
-            self._keep(ranges, self.problem.backend.logprob(h, y, self.head, self.problem.workspace_bytes, self.stats))
+            self._keep(ranges, self.chunks.log_prob(ranges, self.stats))
 
-    def _score(self, ranges: tuple[Range, ...], workspace: Tensor, again: bool = False) -> _Part | None:
-        if not _size(ranges):
-            return None
-        h, y = self.problem.gather(_take(self.tokens.rows, ranges)), _take(self.tokens.labels, ranges)
-        stats = self.stats and not again
-        score, kernel_stats = self.problem.backend.score(
-            h, y, self.head, workspace, self.problem.workspace_bytes, stats
-        )
-        if not again:
-            self._keep(ranges, kernel_stats)
-        return _Part(score, h)
-
-    def _keep(self, ranges: tuple[Range, ...], stats: KernelStats) -> None:
+    def _keep(self, ranges: Ranges, stats: Stats) -> None:
         at = 0
         for a, b in ranges:
             self.logp[a:b] = stats.logp[at : at + b - a]
@@ -155,28 +132,21 @@ class _Run:
     def _grouped_tokens(self) -> int:
         return sum(self.batch.host.lengths[: self.K * self.P])
 
-    def _backprop(self, ranges: tuple[Range, ...], part: _Part | None, workspace: Tensor) -> None:
-        """part: the score still in the workspace; None: score these tokens again."""
-        if not _size(ranges):
+    def _backprop(self, ranges: Ranges, scored: Scored | None) -> None:
+        """scored: what is still in the workspace; None: score these tokens again."""
+        if not size(ranges):
             return
-        c = self.c[_take(self.tokens.segments, ranges)]
+        assert self.gradients is not None, "a pass with gradients"
+        c, active = self.c[take(self.tokens.segments, ranges)], None
         if self.tokens.weights is not None:
-            c = c * _take(self.tokens.weights, ranges).to(c.dtype)
-        rows, active = _take(self.tokens.rows, ranges), None
+            c = c * take(self.tokens.weights, ranges).to(c.dtype)
         if self.problem.skip_inactive:
             active = (c != 0).nonzero()[:, 0]
             if active.shape[0] == 0:
                 return
             active = active if active.shape[0] < c.shape[0] else None
-        part = part or self._score(ranges, workspace, again=True)
-        assert part is not None and self.gradients is not None, "a range with tokens, in a pass with gradients"
-        made = self.gradients
-        dh = self.problem.backend.backprop(
-            part.score, c, part.h, self.head, made.dw, made.db, active, made.hidden is not None,
-            self.problem.workspace_bytes,
-        )  # fmt: skip
-        if made.hidden is not None:
-            made.hidden.add(rows if active is None else rows[active], dh)
+        scored = scored or self.chunks.score(ranges)[0]
+        self.chunks.backprop(ranges, scored, c, self.gradients, active)
 
     def _anchors_known_beforehand(self) -> None:
         weights, scale = self.batch.anchor_weights, self.evaluation.objective.needs.anchor_scale
@@ -189,7 +159,7 @@ class _Run:
     def finish(self, stats: tuple[str, ...]) -> tuple[Tensor, LossOutput]:
         host, first = self.batch.host, self.K * self.P
         tail = self._grouped_tokens()
-        self.seq[first:] = self._sums(self.tokens.offsets[first:], (tail, self.logp.shape[0]))
+        self.seq[first:] = self._sums(self.tokens.offsets[first:], (tail, self.N))
         terms = _joined(self.terms)
         total = terms.loss.sum() / self.evaluation.primary_divisor()
         if host.anchors:
@@ -249,14 +219,5 @@ def _joined(terms: list[Terms]) -> Terms:
     )
 
 
-def _kept(unit: Unit) -> tuple[Range, ...]:
+def _kept(unit: Unit) -> Ranges:
     return (*unit.parts[-1:], unit.anchors)
-
-
-def _size(ranges: tuple[Range, ...]) -> int:
-    return sum(b - a for a, b in ranges)
-
-
-def _take(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
-    pieces = [x[a:b] for a, b in ranges if b > a]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from expo_kernels.kernels.contract import accumulator
+from expo_kernels.kernels.ordered import ordered_add
 from expo_kernels.kernels.plain import rows as row_kernel
 from expo_kernels.kernels.plain.budget import budget
 from expo_kernels.kernels.plain.rows import RowSums, widen
@@ -126,14 +127,6 @@ def backprop(
     if db is not None:
         ordered_add(db, y, label)
     return dh
-
-
-def ordered_add(target: Tensor, index: Tensor, values: Tensor) -> None:
-    """target[index] += values, repeats in order, hence the same bits on every run."""
-    if target.device.type == "cpu":
-        target.index_add_(0, index, values)  # one after the other on a CPU
-    else:
-        target.index_put_((index,), values, accumulate=True)  # sorted; index_add_ has atomics there
 
 
 @custom_op("expo_kernels::plain_segment_sum", mutates_args=())
