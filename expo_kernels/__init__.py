@@ -1,8 +1,9 @@
 """Preference losses (EXPO, arXiv 2506.07492, and its peers) straight from hidden states, without the logits.
 
-from expo_kernels.fused_expo_loss import expo_loss, preference_loss
+The mission's module is expo_kernels.fused_expo_loss; this page lists everything public.
 """
 
+from expo_kernels.fused_expo_loss import expo_loss, preference_loss
 from expo_kernels.logprob import sequence_logprob, token_logprob, token_stats
 from expo_kernels.types import (
     Batch,
@@ -10,6 +11,7 @@ from expo_kernels.types import (
     Execution,
     HeadOptions,
     LossOutput,
+    LossTerms,
     Needs,
     Objective,
     SequenceLogprobs,
@@ -25,11 +27,14 @@ __all__ = [
     "Execution",
     "HeadOptions",
     "LossOutput",
+    "LossTerms",
     "Needs",
     "Objective",
     "SequenceLogprobs",
     "Terms",
     "TokenStats",
+    "expo_loss",
+    "preference_loss",
     "sequence_logprob",
     "token_logprob",
     "token_stats",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -11,19 +12,25 @@ import expo_kernels
 from expo_kernels.kernels.resolve import resolve
 
 
-def describe() -> str:
-    """One line for each fact; the last ones are the backend of each device there is."""
+def describe() -> tuple[str, bool]:
+    """One line for each fact, the last ones the backend of each device there is; and whether every device has one."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     lines = [
         f"expo_kernels {expo_kernels.__version__}, torch {torch.__version__}, triton {_installed('triton')}, "
         f"Python {platform.python_version()}, {torch.get_num_threads()} threads"
     ]
+    complete = True
     for device in devices:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-        found = resolve("auto", device)
-        lines.append(f"{device} ({name}): backend {found.backend.NAME}, because {found.reason}")
-    return "\n".join(lines)
+        try:
+            found = resolve("auto", device)
+        except (ValueError, NotImplementedError) as error:
+            lines.append(f"{device} ({name}): no backend, because {error}")
+            complete = False
+        else:
+            lines.append(f"{device} ({name}): backend {found.backend.NAME}, because {found.reason}")
+    return "\n".join(lines), complete
 
 
 def _installed(package: str) -> str:
@@ -34,4 +41,6 @@ def _installed(package: str) -> str:
 
 
 if __name__ == "__main__":
-    print(describe())
+    text, complete = describe()
+    print(text)
+    sys.exit(0 if complete else 1)

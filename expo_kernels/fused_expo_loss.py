@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from expo_kernels.inputs import check_stats, make_evaluation, make_problem
-from expo_kernels.layout import from_padded, with_declared_weights
+from expo_kernels.inputs import as_batch, check_stats, make_evaluation, make_problem
+from expo_kernels.layout import with_declared_weights
 from expo_kernels.objectives import ExpoComp, ExpoReg
 from expo_kernels.ops.preference import preference
 from expo_kernels.types import Batch, Divisors, Execution, HeadOptions, LossOutput, Objective
@@ -39,19 +39,16 @@ def preference_loss(
                 predicts, -100 is not scored (labels on a device cost one synchronisation)
     reference   [S] or [R, S] summed log-probs, where the objective needs them
     columns     {name: [P]} (or [K * P]), exactly those that the objective declares
-    divisor     what the sum of the groups' losses is divided by; default: the batch's count of active groups.
-                Divisors(...) sets those of anchors and tokens as well
+    divisor     what the sum of the groups' losses is divided by; default: the batch's count of active groups (tokens
+                for an objective that averages over those). Divisors(...) where the loss has anchors or two means
     stats       "entropy", "is_argmax": per token, in LossOutput.stats
 
     A group with an empty sequence is inactive: loss 0, coefficient 0, not in the default divisor, counted in `empty`.
     A hidden value that is not finite makes its group's loss and dh NaN, hence the scalar loss and dw too.
     """
     where = "preference_loss"
-    check_stats(where, stats)
-    problem = make_problem(where, hidden, weight, batch, head, execution)
-    evaluation = make_evaluation(where, objective, problem.batch, reference, columns, divisor)
-    problem = problem.with_batch(with_declared_weights(where, objective, problem.batch))
-    return preference(problem, evaluation, tuple(stats))
+    batch = as_batch(where, batch, roles=2)
+    return _loss(where, hidden, weight, batch, objective, reference, columns, divisor, head, execution, stats)
 
 
 def expo_loss(
@@ -73,31 +70,38 @@ def expo_loss(
     workspace_bytes: int | None = None,
     sparsity: object | None = None,
     stats: tuple[str, ...] = (),
+    samples: str | None = None,
 ) -> LossOutput:
     """EXPO (arXiv 2506.07492), everything spelled out: preference_loss with ExpoReg or ExpoComp.
 
     variant "reg" needs reference [S] and lam in [0, 1]; "comp" needs none and lam > 0, and takes its unsupervised term
-    from the batch's anchors where it has some, else from the pairs.
+    from `samples`: "anchors", "pair", or None, which means anchors where the batch has some or the divisor counts some
+    (a micro-batch without any), else the pair.
     """
-    if isinstance(batch, Tensor):
-        batch = from_padded(batch)
+    batch = as_batch("expo_loss", batch, roles=2)
     objective: Objective
     if variant == "reg":
+        if samples is not None:
+            raise ValueError(f'expo_loss: want samples for variant "comp" only, got {samples!r} for "reg"')
         objective = ExpoReg(lam=lam, logp_reduction=logp_reduction, temperature=temperature)
     elif variant == "comp":
-        samples = "anchors" if batch.host.anchors else "pair"
+        counted = isinstance(divisor, Divisors) and divisor.anchors is not None
+        samples = samples or ("anchors" if batch.host.anchors or counted else "pair")
         objective = ExpoComp(lam=lam, samples=samples, logp_reduction=logp_reduction, temperature=temperature)
     else:
         raise ValueError(f'expo_loss: want variant "reg" or "comp", got {variant!r}')
-    return preference_loss(
-        hidden,
-        weight,
-        batch,
-        objective,
-        reference=reference,
-        columns=columns,
-        divisor=divisor,
-        head=HeadOptions(bias=bias, softcap=softcap, logit_scale=logit_scale),
-        execution=Execution(backend=backend, workspace_bytes=workspace_bytes, sparsity=sparsity),
-        stats=stats,
-    )
+    head = HeadOptions(bias=bias, softcap=softcap, logit_scale=logit_scale)
+    execution = Execution(backend=backend, workspace_bytes=workspace_bytes, sparsity=sparsity)
+    return _loss("expo_loss", hidden, weight, batch, objective, reference, columns, divisor, head, execution, stats)
+
+
+def _loss(
+    where: str, hidden: Tensor, weight: Tensor, batch: Batch, objective: Objective, reference: Tensor | None,
+    columns: Mapping[str, Tensor] | None, divisor: float | Tensor | Divisors | None, head: HeadOptions,
+    execution: Execution, stats: tuple[str, ...],
+) -> LossOutput:  # fmt: skip
+    check_stats(where, stats)
+    problem = make_problem(where, hidden, weight, batch, head, execution)
+    evaluation = make_evaluation(where, objective, batch, reference, columns, divisor)
+    problem = problem.with_batch(with_declared_weights(where, objective, batch))
+    return preference(problem, evaluation, tuple(stats))

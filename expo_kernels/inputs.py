@@ -22,18 +22,21 @@ STATS = ("entropy", "is_argmax")
 
 
 def make_problem(
-    where: str, hidden: Tensor, weight: Tensor, batch: Batch | Tensor, head: HeadOptions, execution: Execution
+    where: str, hidden: Tensor, weight: Tensor, batch: Batch, head: HeadOptions, execution: Execution
 ) -> Problem:
+    for name, value, kind in (
+        ("hidden", hidden, Tensor), ("weight", weight, Tensor), ("head", head, HeadOptions),
+        ("execution", execution, Execution),
+    ):  # fmt: skip
+        _check_type(where, name, value, kind)
     if execution.sparsity is not None:
         raise NotImplementedError(f"{where}: sparsity is not part of this version; None is the exact gradient")
-    if hidden.ndim < 2 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
+    if hidden.ndim < 2 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or 0 in weight.shape:
         raise ValueError(
             f"{where}: want hidden [..., D] and weight [V, D], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if not hidden.is_floating_point() or not weight.is_floating_point():
         raise TypeError(f"{where}: want floating point hidden and weight, got {hidden.dtype} and {weight.dtype}")
-    if isinstance(batch, Tensor):
-        batch = from_padded(batch)
     _check_batch(where, hidden, weight, batch)
     dtype = _product_dtype(where, hidden, weight)
     workspace_bytes = DEFAULT_WORKSPACE if execution.workspace_bytes is None else execution.workspace_bytes
@@ -44,6 +47,10 @@ def make_problem(
     skip = execution.skip_inactive
     if skip is None:
         skip = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+    elif skip not in (True, False):
+        raise ValueError(f"{where}: want skip_inactive True, False or None, got {skip!r}")
+    elif skip and torch.compiler.is_compiling():
+        raise ValueError(f"{where}: skip_inactive depends on data and cannot be compiled; want None or False")
     problem = Problem(
         hidden=hidden,
         weight=weight,
@@ -57,8 +64,18 @@ def make_problem(
         weight_gradient_out=execution.weight_gradient_out,
         skip_inactive=skip,
     )
-    assert problem.chunk_rows > 0, "the backend refuses a workspace too small for one row"
+    _ = problem.chunk_rows  # the backend's own check: a workspace too small for one row raises here, before any work
     return problem
+
+
+def as_batch(where: str, batch: Batch | Tensor, roles: int) -> Batch:
+    """A label tensor is padded labels of groups of `roles`."""
+    if isinstance(batch, Tensor):
+        if torch.compiler.is_compiling():
+            raise ValueError(f"{where}: want a Batch (expo_kernels.layout) in compiled code, got a label tensor")
+        return from_padded(batch, roles=roles)
+    _check_type(where, "batch", batch, Batch)
+    return batch
 
 
 def make_evaluation(
@@ -69,6 +86,8 @@ def make_evaluation(
     columns: Mapping[str, Tensor] | None,
     divisor: float | Tensor | Divisors | None,
 ) -> Evaluation:
+    if isinstance(objective, type) or not isinstance(objective, Objective):
+        raise TypeError(f"{where}: want an objective (make_objective(...) or your own instance), got {objective!r}")
     needs, host = objective.needs, batch.host
     name = type(objective).__name__
     if needs.roles is not None and needs.roles != host.roles:
@@ -84,7 +103,7 @@ def make_evaluation(
         lengths=batch.lengths[: K * P].view(K, P),
         reference=_reference(where, name, needs, batch, reference),
         columns=_columns(where, name, needs, batch, columns or {}),
-        divisors=_divisors(where, batch, divisor),
+        divisors=_divisors(where, name, needs, batch, divisor),
     )
 
 
@@ -100,16 +119,20 @@ def _check_batch(where: str, hidden: Tensor, weight: Tensor, batch: Batch) -> No
     host, leading = batch.host, tuple(hidden.shape[:-1])
     M, V = hidden.shape[:-1].numel(), weight.shape[0]
     if host.leading_shape is not None and leading != host.leading_shape and leading != (host.row_count,):
-        raise ValueError(f"{where}: want hidden {[*host.leading_shape, 'D']} for these labels, got {[*leading, 'D']}")
+        hint = ""
+        if len(leading) == 2 and leading[1] == host.leading_shape[1] + 1:
+            hint = " (hidden[:, :-1] predicts labels[:, 1:])"
+        raise ValueError(
+            f"{where}: want hidden {[*host.leading_shape, 'D']} for these labels, got {[*leading, 'D']}{hint}"
+        )
     if host.row_count is not None and host.row_count != M:
         raise ValueError(f"{where}: want {host.row_count} rows of hidden, one for each label, got {M}")
     if host.max_row >= M:
         raise ValueError(f"{where}: want rows below {M}, the rows of hidden, got {host.max_row}")
     if host.max_label >= V:
         raise ValueError(f"{where}: want labels below the vocabulary of {V}, got {host.max_label}")
-    for name, tensor in (("weight", weight), ("the batch", batch.rows)):
-        if tensor.device != hidden.device:
-            raise ValueError(f"{where}: want {name} on {hidden.device}, where hidden is, got {tensor.device}")
+    _check_device(where, "weight", weight, hidden.device)
+    _check_device(where, "the batch", batch.rows, hidden.device)
 
 
 def _product_dtype(where: str, hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -131,8 +154,7 @@ def _check_head(where: str, hidden: Tensor, weight: Tensor, head: HeadOptions) -
             raise ValueError(
                 f"{where}: want bias [{weight.shape[0]}] of floating point, got {tuple(bias.shape)} {bias.dtype}"
             )
-        if bias.device != hidden.device:
-            raise ValueError(f"{where}: want bias on {hidden.device}, where hidden is, got {bias.device}")
+        _check_device(where, "bias", bias, hidden.device)
     for name, value in (("softcap", head.softcap), ("logit_scale", head.logit_scale)):
         if name == "softcap" and value is None:
             continue
@@ -174,6 +196,8 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
         if reference is not None:
             raise ValueError(f"{where}: {name} uses no reference, and one was given")
         return None
+    if reference is not None:
+        _check_type(where, "reference", reference, Tensor)
     S, grouped = len(host.lengths), host.grouped_sequences
     want = f"[{S}]" + (f" or [R, {S}]" if needs.several_references else "")
     if reference is None:
@@ -183,10 +207,12 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
         raise ValueError(f"{where}: want reference {want}, got {tuple(reference.shape)}")
     if not reference.is_floating_point():
         raise TypeError(f"{where}: want floating point reference, got {reference.dtype}")
+    _check_device(where, "reference", reference, batch.labels.device)
     _check_finite(where, "finite reference log-probs", reference)
+    if batch.token_weights is None and _on_host(reference) and bool((reference > 1e-3).any()):
+        raise ValueError(f"{where}: want reference log-probs, none of them positive, got {reference.max().item()}")
     K, P = host.roles, host.groups
-    kept = reference.detach()[..., :grouped].to(batch.labels.device)
-    return kept.reshape(*reference.shape[:-1], K, P)
+    return reference.detach()[..., :grouped].reshape(*reference.shape[:-1], K, P)
 
 
 def _columns(where: str, name: str, needs: Needs, batch: Batch, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,33 +228,62 @@ def _columns(where: str, name: str, needs: Needs, batch: Batch, columns: Mapping
     out = {}
     for key, shape in declared.items():
         column = columns[key]
+        _check_type(where, f"column {key}", column, Tensor)
         if tuple(column.shape) != shape:
             raise ValueError(f"{where}: want column {key} {list(shape)}, got {list(column.shape)}")
+        _check_device(where, f"column {key}", column, batch.labels.device)
         _check_finite(where, f"a finite column {key}", column)
-        column = column.detach().to(batch.labels.device)
+        column = column.detach()
         out[key] = column.view(K, P) if key in needs.sequence_columns else column
     return out
 
 
-def _divisors(where: str, batch: Batch, divisor: float | Tensor | Divisors | None) -> Counts:
-    given = divisor if isinstance(divisor, Divisors) else Divisors(groups=divisor)
-    for name, value in zip(Divisors._fields, given, strict=True):
-        if value is None:
-            continue
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"{where}: want one number as divisor of {name}, got {tuple(value.shape)}")
-            if value.device.type != "cpu" or torch.compiler.is_compiling():
-                continue
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < float("inf"):
-            raise ValueError(f"{where}: want a positive divisor of {name}, got {value!r}")
+def _divisors(where: str, name: str, needs: Needs, batch: Batch, divisor: float | Tensor | Divisors | None) -> Counts:
+    """A single number is the objective's own divisor; where a loss has more than one, each must be named."""
+    if isinstance(divisor, Divisors):
+        given = divisor
+    elif divisor is not None and (batch.host.anchors or needs.mixes_divisors):
+        raise ValueError(
+            f"{where}: {name} on this batch divides by more than one count; "
+            f"want divisor=Divisors(groups=..., anchors=..., tokens=...), got {divisor!r}"
+        )
+    else:
+        given = Divisors(tokens=divisor) if needs.divisor == "tokens" else Divisors(groups=divisor)
     own = default_divisors(batch.host)
-    return Counts(*(d if g is None else g for g, d in zip(given, own, strict=True)))
+    named = zip(Divisors._fields, given, own, strict=True)
+    return Counts(*(default if value is None else _one_number(where, key, value) for key, value, default in named))
+
+
+def _one_number(where: str, name: str, value: float | Tensor) -> float | Tensor:
+    """A positive number; on a device it stays there, as a scalar."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{where}: want one number as divisor of {name}, got {tuple(value.shape)}")
+        if not _on_host(value):
+            return value.detach().reshape(())
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < float("inf"):
+        raise ValueError(f"{where}: want a positive divisor of {name}, got {value!r}")
+    return value
+
+
+def _check_type(where: str, name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{where}: want {name} a {kind.__name__}, got {type(value).__name__}")
+
+
+def _on_host(values: Tensor) -> bool:
+    """Whether its values may be looked at: a device is never asked, and a compiler has none."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_device(where: str, name: str, values: Tensor, device: torch.device) -> None:
+    if values.device != device:
+        raise ValueError(f"{where}: want {name} on {device}, where hidden is, got {values.device}")
 
 
 def _check_finite(where: str, want: str, values: Tensor) -> None:
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _on_host(values):
         bad = ~values.isfinite()
         if bool(bad.any()):
             raise ValueError(f"{where}: want {want}, got {values[bad][0].item()}")

@@ -67,6 +67,7 @@ def objective_loss(
     K, P, A = host.roles, host.groups, host.anchors
     divisors = divisors or default_divisors(host)
     lengths = batch.lengths[: K * P].view(K, P)
+    active = (lengths > 0).all(0)
     seen = SequenceLogprobs(
         policy=seq[: K * P].view(K, P),
         lengths=lengths.clamp(min=1).to(seq.dtype),
@@ -76,8 +77,8 @@ def objective_loss(
             for name, column in (columns or {}).items()
         },
         divisors=divisors,
+        active=active,
     )
-    active = (lengths > 0).all(0)
     loss = torch.where(active, objective(seen).loss, 0.0).sum()
     loss = loss / (divisors.tokens if needs.divisor == "tokens" else divisors.groups)
     if batch.anchor_weights is not None and needs.anchor_scale is not None:

@@ -10,7 +10,7 @@ Vocabulary, the same in every file:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -61,15 +61,21 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """What a DataLoader with pin_memory=True calls."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking) for name, value in values if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        changed: dict[str, Any] = {name: change(value) for name, value in values if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **changed)
 
 
 class Divisors(NamedTuple):
-    """What sums are divided by. None: the batch's own count. A trainer passes the step's global counts."""
+    """What sums are divided by, each where the objective divides by it. None: the batch's own count. A trainer passes
+    the step's global counts."""
 
     groups: float | Tensor | None = None  # active groups
     anchors: float | Tensor | None = None  # non-empty anchors
@@ -85,17 +91,19 @@ class Counts(NamedTuple):
 
 
 class SequenceLogprobs(NamedTuple):
-    """What an objective sees. Always sums; never NaN-safe by itself: the engine masks and poisons groups."""
+    """What an objective sees. Always sums. Inactive groups are masked and groups that are not finite poisoned by the
+    engine afterwards; only an objective that couples groups has to look at `active` itself."""
 
     policy: Tensor  # [K, P]
     lengths: Tensor  # [K, P] in the dtype of policy, at least 1
     reference: Tensor | None  # [K, P], or [R, K, P] with several references
     columns: Mapping[str, Tensor]  # [P], or [K, P] for columns declared per sequence
     divisors: Counts  # for losses that mix two means
+    active: Tensor  # [P] bool: no sequence of the group is empty
 
 
 class Terms(NamedTuple):
-    """What an objective returns, before any division."""
+    """What an objective returns, before any division. LossTerms is what a caller gets."""
 
     loss: Tensor  # [P]
     coefficients: Tensor  # [K, P], d loss / d policy in closed form
@@ -105,18 +113,19 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an objective declares. What it does not declare, it is not given, and a caller may not pass."""
+    """What an objective declares. References, columns and anchors that it does not declare may not be passed."""
 
     roles: int | None = 2  # sequences of a group; None: any number
     reference: bool = False
     several_references: bool = False  # takes [R, S] references as well
     columns: tuple[str, ...] = ()  # one number a group
     sequence_columns: tuple[str, ...] = ()  # one number a sequence
-    lengths: bool = False  # divides sums by lengths, so token weights that are means already are refused
+    lengths: bool = False  # divides sums by lengths, so token_weights="mean" is refused
     token_weights: bool = False  # has a method token_weights(batch) -> [N]
     whole_batch: bool = False  # couples the groups, so all must be scored before any coefficient is known
     anchor_scale: float | None = None  # an anchor's loss is anchor_scale * weight * logp; None: takes no anchors
     divisor: str = "groups"  # or "tokens": what the sum of its losses is divided by
+    mixes_divisors: bool = False  # uses more than one of logps.divisors, so a caller may not pass a single number
 
 
 @runtime_checkable
@@ -140,13 +149,21 @@ class HeadOptions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Execution:
-    """How the numbers are computed; none of these changes what is computed, beyond rounding."""
+    """How the numbers are computed; none of these changes what is computed, beyond rounding.
+
+    weight_gradient_out takes dw in place of weight.grad. preference_loss adds it during *forward*, for an upstream
+    gradient of 1: one forward a step, no activation checkpoint around it, no forward with gradients enabled that is
+    not meant to train, and one backward() on the loss itself (scale it by divisor=). sequence_logprob and
+    token_logprob add it in backward, times whatever comes.
+    """
 
     backend: str = "auto"
     workspace_bytes: int | None = None  # None: 1 GiB
     sparsity: object | None = None  # None: exact
-    weight_gradient_out: Tensor | None = None  # [V, D] fp32: dw is added here instead of being returned
-    skip_inactive: bool | None = None  # leave out rows with c = 0; None: where that needs no synchronisation
+    weight_gradient_out: Tensor | None = None  # [V, D] in the accumulator's dtype
+    skip_inactive: bool | None = (
+        None  # leave rows with c = 0 out of backprop; None: where that costs no synchronisation
+    )
 
 
 class TokenStats(NamedTuple):
@@ -157,6 +174,14 @@ class TokenStats(NamedTuple):
     is_argmax: Tensor | None = None  # [N] bool: no logit is larger than the label's
 
 
+class LossTerms(NamedTuple):
+    """The groups' terms as they entered the loss; detached."""
+
+    loss: Tensor  # [P], before division
+    margin: Tensor | None  # [P], where the objective has one
+    coefficients: Tensor  # [S] = d (scalar loss) / d seq
+
+
 class LossOutput(NamedTuple):
     """`loss` is differentiable in hidden, weight and bias; everything else is detached."""
 
@@ -164,7 +189,7 @@ class LossOutput(NamedTuple):
     seq_logps: Tensor  # [S] sums
     lengths: Tensor  # [S]
     rewards: Tensor  # [S]; NaN for sequences outside groups, which have none
-    terms: Terms  # loss [P], coefficients [S] = d (scalar loss) / d seq, rewards [S], margin [P]
+    terms: LossTerms
     empty: int  # groups with an empty sequence, hence inactive
     stats: Mapping[str, Tensor]  # what `stats` asked for, per token [N]
     sparsity: object | None  # the report of a sparse gradient; None when exact

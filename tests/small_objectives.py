@@ -63,6 +63,7 @@ class Downweighted:
     def token_weights(self, batch: Batch) -> torch.Tensor:
         K, P = batch.host.roles, batch.host.groups
         shortest = batch.lengths[: K * P].view(K, P).amin(0).repeat(K)
+        shortest = torch.cat([shortest, batch.lengths[K * P :]])  # anchors and the like keep all their tokens
         position = torch.arange(batch.labels.shape[0], device=batch.labels.device) - batch.offsets[batch.segments]
         return torch.where(position < shortest[batch.segments], 1.0, self.alpha)
 
@@ -80,11 +81,13 @@ class Coupled:
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         reward = logps.policy[0] / logps.lengths[0]  # [P]
-        baseline = reward.mean()
+        active = logps.active.to(reward.dtype)
+        count = active.sum().clamp(min=1)
+        baseline = (reward * active).sum() / count
         sign = torch.sign(logps.columns["sign"][0]).to(reward.dtype)
         score = sign * (reward - baseline)
         step = -sign * torch.sigmoid(-score)  # d loss_p / d (reward_p - baseline)
-        c = (step - step.mean()) / logps.lengths[0]
+        c = active * (step - (step * active).sum() / count) / logps.lengths[0]
         return Terms(-logsigmoid(score), c[None], reward[None], None)
 
 
@@ -114,7 +117,7 @@ class Listwise:
 class MixedMeans:
     """A pair term averaged over groups plus an SFT term averaged over chosen tokens: two divisors in one loss."""
 
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(mixes_divisors=True)
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         margin = 0.1 * (logps.policy[0] - logps.policy[1])

@@ -73,7 +73,7 @@ def with_reference(case: Case, objective, seed: int) -> Case:
             leaves, head = case.leaves(torch.float64)
             seq = reference.sequence_logprob(leaves[0], leaves[1], case.batch, head)
         shape = (3, S) if needs.several_references else (S,)
-        case = case._replace(reference=seq + torch.randn(shape, generator=random, dtype=torch.float64))
+        case = case._replace(reference=seq - torch.randn(shape, generator=random, dtype=torch.float64).abs())
     columns = {name: torch.randn(P, generator=random) for name in needs.columns}
     columns |= {name: torch.randn(KP, generator=random) for name in needs.sequence_columns}
     return case._replace(columns=columns or None)

@@ -23,7 +23,7 @@ MAY_IMPORT = {  # layer: the layers below it
     "inputs": {"ops", "kernels", "layout", "types"},
     "logprob": {"inputs", "ops", "layout", "types"},
     "fused_expo_loss": {"inputs", "ops", "objectives", "layout", "types"},
-    "__init__": {"logprob", "types"},
+    "__init__": {"fused_expo_loss", "logprob", "types"},
     "__main__": {"kernels"},
 }
 OUTSIDE = {"reference", "fused_expo_loss", "layout", "objectives", "types"}  # what the folders beside us may import
@@ -90,7 +90,7 @@ def test_public_signatures():
     ]  # fmt: skip
     assert list(inspect.signature(fused_expo_loss.expo_loss).parameters) == [
         "hidden", "weight", "batch", "variant", "lam", "logp_reduction", "temperature", "reference", "columns",
-        "divisor", "bias", "softcap", "logit_scale", "backend", "workspace_bytes", "sparsity", "stats",
+        "divisor", "bias", "softcap", "logit_scale", "backend", "workspace_bytes", "sparsity", "stats", "samples",
     ]  # fmt: skip
     for function in (expo_kernels.sequence_logprob, expo_kernels.token_logprob, expo_kernels.token_stats):
         assert list(inspect.signature(function).parameters) == ["hidden", "weight", "batch", "head", "execution"]

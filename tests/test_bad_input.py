@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_objectives import Coupled, Downweighted, RewardGap, TokenMean
+from small_objectives import Coupled, Downweighted, MixedMeans, RewardGap, TokenMean
 
 from expo_kernels import Divisors, Execution, HeadOptions, Needs, Terms, sequence_logprob, token_stats
 from expo_kernels.fused_expo_loss import expo_loss, preference_loss
@@ -66,7 +66,7 @@ FLAT = LABELS.flatten()
 BAD = {
     "hidden and weight disagree": (lambda: loss(weight=torch.randn(V, D + 1)), r"\[V, D\].*\(30, 9\)"),
     "weight not a matrix": (lambda: loss(weight=torch.randn(V)), r"weight \[V, D\]"),
-    "hidden of another layout": (lambda: loss(hidden=torch.randn(4, 6, D)), r"hidden \[4, 5, 'D'\].*\[4, 6, 'D'\]"),
+    "hidden of another layout": (lambda: loss(hidden=torch.randn(4, 7, D)), r"hidden \[4, 5, 'D'\].*\[4, 7, 'D'\]"),
     "hidden of another count": (lambda: loss(hidden=torch.randn(7, D), batch=from_packed(FLAT, CU)), "20 rows.*got 7"),
     "rows past hidden": (
         lambda: loss(hidden=torch.randn(3, D), batch=from_packed(FLAT, CU, rows=torch.arange(20) % 5)),
@@ -100,6 +100,28 @@ BAD = {
     "reference too long": (lambda: loss(objective=REG, reference=torch.zeros(5)), r"\[4\], got \(5,\)"),
     "several references": (lambda: loss(objective=REG, reference=torch.zeros(2, 4)), r"\[4\], got \(2, 4\)"),
     "reference nan": (lambda: loss(objective=REG, reference=REFERENCE * torch.nan), "finite reference.*nan"),
+    "positive reference": (lambda: loss(objective=REG, reference=-REFERENCE), "none of them positive, got 9.0"),
+    "reference elsewhere": (lambda: loss(objective=REG, reference=REFERENCE.to("meta")), "reference on cpu.*got meta"),
+    "reference a list": (lambda: loss(objective=REG, reference=[1.0]), "reference a Tensor, got list"),
+    "hidden a tuple": (lambda: loss(hidden=(HIDDEN,)), "hidden a Tensor, got tuple"),
+    "weight a module": (lambda: loss(weight=torch.nn.Linear(D, V)), "weight a Tensor, got Linear"),
+    "labels a list": (lambda: loss(batch=[1, 2]), "batch a Batch, got list"),
+    "head None": (lambda: loss(head=None), "head a HeadOptions, got NoneType"),
+    "objective a name": (lambda: loss(objective="expo_reg"), "want an objective .*make_objective.*'expo_reg'"),
+    "objective a class": (lambda: loss(objective=ExpoComp), "want an objective .*your own instance.*class"),
+    "empty hidden size": (lambda: loss(hidden=HIDDEN[..., :0], weight=WEIGHT[:, :0]), r"\(30, 0\)"),
+    "forgotten shift": (
+        lambda: loss(hidden=torch.randn(4, 6, D)),
+        r"got \[4, 6, 'D'\] \(hidden\[:, :-1\] predicts labels\[:, 1:\]\)",
+    ),
+    "a tensor as lam": (lambda: expo("reg", torch.tensor(0.2)), r"lam a number in \[0, 1\], got tensor"),
+    "samples for reg": (lambda: expo("reg", 0.2, samples="pair"), 'samples for variant "comp" only'),
+    "one divisor for two means": (
+        lambda: loss(batch=ANCHORED, objective=ExpoComp(lam=1.0, samples="anchors"), divisor=2.0),
+        r"more than one count; want divisor=Divisors\(groups=.*got 2.0",
+    ),
+    "one divisor for a mix": (lambda: loss(objective=MixedMeans(), divisor=2.0), "more than one count"),
+    "skip neither true nor false": (lambda: execute(skip_inactive="no"), "skip_inactive True, False or None"),
     "reference of integers": (lambda: loss(objective=REG, reference=REFERENCE.long()), "floating point reference"),
     "unused reference": (lambda: loss(reference=REFERENCE), "ExpoComp uses no reference"),
     "missing column": (lambda: loss(objective=RewardGap(), reference=REFERENCE), r"missing \['gap'\]"),
@@ -148,10 +170,10 @@ BAD = {
     ),
     "unknown statistic": (lambda: loss(stats=("perplexity",)), "entropy, is_argmax, got 'perplexity'"),
     "unknown variant": (lambda: expo("dpo"), '"reg" or "comp", got \'dpo\''),
-    "lam past 1": (lambda: expo("reg", 1.5, reference=REFERENCE), r"lam in \[0, 1\], got 1.5"),
-    "lam zero": (lambda: expo("comp", 0.0), r"lam in \(0, inf\), got 0.0"),
+    "lam past 1": (lambda: expo("reg", 1.5, reference=REFERENCE), r"lam a number in \[0, 1\], got 1.5"),
+    "lam zero": (lambda: expo("comp", 0.0), r"lam a number in \(0, inf\), got 0.0"),
     "lam nan": (lambda: expo("comp", float("nan")), "got nan"),
-    "temperature": (lambda: expo(temperature=0.0), r"temperature in \(0, inf\)"),
+    "temperature": (lambda: expo(temperature=0.0), r"temperature a number in \(0, inf\)"),
     "reduction": (lambda: expo(logp_reduction="max"), "logp_reduction one of sum, mean, got 'max'"),
     "unknown objective": (lambda: make_objective("expo"), "want one of expo_comp, expo_reg, got 'expo'"),
     "unknown parameter": (lambda: make_objective("expo_reg", lam=0.1, beta=1), "expo_reg takes lam.*got 'beta'"),
@@ -201,3 +223,42 @@ def test_the_environment_names_a_backend(monkeypatch):
     monkeypatch.setenv("EXPO_KERNELS_BACKEND", "nothing")
     with pytest.raises(ValueError, match="EXPO_KERNELS_BACKEND is set"):
         loss()
+
+
+def test_token_weights_that_are_not_finite():
+    class Wrong(Downweighted):
+        def token_weights(self, batch):
+            return torch.full(batch.labels.shape, torch.nan)
+
+    with pytest.raises(ValueError, match="finite token_weights of Wrong, got nan"):
+        loss(objective=Wrong())
+
+
+def test_a_divisor_goes_to_the_objectives_own_count(monkeypatch):
+    monkeypatch.undo()
+    batch = from_padded(LABELS, roles=1)
+    whole = loss(batch=batch, objective=TokenMean(), divisor=1.0).loss
+    assert torch.allclose(loss(batch=batch, objective=TokenMean(), divisor=100.0).loss * 100, whole)
+    scalar = loss(divisor=torch.tensor([2.0], dtype=torch.float64)).loss
+    assert scalar.shape == () and scalar.dtype == torch.float32
+
+
+def test_accumulation_over_micro_batches_with_anchors(monkeypatch):
+    """Four pairs and three anchors at once, or as 3 + 3 and 1 + 0: one loss, by the step's counts."""
+    monkeypatch.undo()
+    hidden, labels = torch.randn(11, 5, D), torch.randint(0, V, (11, 5))
+
+    def part(rows, anchors, divisor=None):
+        batch = from_padded(labels[rows], anchors=anchors)
+        return expo_loss(hidden[rows], WEIGHT, batch, variant="comp", lam=0.3, divisor=divisor).loss
+
+    counts = Divisors(groups=4, anchors=3)
+    whole = part([*range(11)], 3)
+    parts = part([0, 1, 2, 4, 5, 6, 8, 9, 10], 3, counts) + part([3, 7], 0, counts)
+    assert torch.allclose(whole, parts, rtol=1e-5)
+
+
+def test_a_label_tensor_in_compiled_code(monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(Exception, match="want a Batch"):
+        torch.compile(lambda h: loss(hidden=h).loss, fullgraph=True, backend="eager")(HIDDEN)

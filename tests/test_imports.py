@@ -42,8 +42,14 @@ def test_without_triton_and_without_a_compiler():
 
 def test_the_program_says_which_backend_and_why():
     text = python("-m", "expo_kernels")
-    assert text.strip() == describe().strip()
+    assert (text.strip(), True) == describe()
     assert "cpu" in text and "backend plain, because" in text and torch.__version__ in text
+
+
+def test_the_program_says_why_there_is_no_backend():
+    env = {**os.environ, "EXPO_KERNELS_BACKEND": "triton"}
+    done = subprocess.run([sys.executable, "-m", "expo_kernels"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "no backend, because backend 'triton'" in done.stdout and not done.stderr
 
 
 def test_resolution(monkeypatch):

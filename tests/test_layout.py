@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expo_kernels import Execution, Terms, reference
+from expo_kernels import Divisors, Execution, Needs, Terms, reference
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.layout import chunk_plan, default_divisors, empty_groups, from_packed, from_padded, split_parts
 from expo_kernels.objectives import make_objective
@@ -55,6 +55,13 @@ def test_counts():
 def test_token_weights_mean():
     batch = from_padded(torch.tensor([[1, -100], [1, 1]]), token_weights="mean")
     assert batch.token_weights.tolist() == [1.0, 0.5, 0.5] and batch.host.mean_weights
+
+
+def test_a_data_loader_can_pin_it(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    batch = from_padded(torch.ones(4, 3, dtype=torch.long))
+    assert batch.pin_memory().host is batch.host and len(pinned) == len(fields(batch))
 
 
 def test_to_moves_every_tensor():
@@ -128,8 +135,6 @@ def test_split_parts(n, rows, want):
 class SumOfSquares:
     """Any roles, no reference: an objective for random layouts."""
 
-    from expo_kernels import Needs
-
     needs = Needs(roles=None, anchor_scale=-0.3)
 
     def __call__(self, logps):
@@ -139,8 +144,6 @@ class SumOfSquares:
 @settings(max_examples=40, deadline=None)
 @given(layouts(), st.integers(0, 10**6), st.sampled_from([1 << 12, 1 << 14, 1 << 20]))
 def test_loss_and_gradients_on_any_layout(layout, seed, workspace_bytes):
-    from expo_kernels import Divisors
-
     roles, _, anchors, forward_only, mask = layout
     random = torch.Generator().manual_seed(seed)
     labels = torch.where(mask, torch.randint(0, 23, mask.shape, generator=random), -100)

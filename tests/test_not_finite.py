@@ -7,10 +7,19 @@ import torch
 from small_objectives import Coupled, Hinge
 from support import SMALL, padded_case, truth
 
-from expo_kernels import Execution, HeadOptions, sequence_logprob, token_logprob, token_stats
+from expo_kernels import (
+    Execution,
+    HeadOptions,
+    SequenceLogprobs,
+    reference,
+    sequence_logprob,
+    token_logprob,
+    token_stats,
+)
 from expo_kernels.fused_expo_loss import preference_loss
-from expo_kernels.layout import from_padded
+from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
+from expo_kernels.types import Counts
 
 COMP = make_objective("expo_comp", lam=0.3, logp_reduction="mean")
 EXECUTION = Execution(workspace_bytes=SMALL)
@@ -146,12 +155,10 @@ def test_a_masked_column_is_not_an_error():
 
 def test_large_differences():
     """|d| to 1e4: losses and coefficients finite and right, where log1p(exp(-d)) would overflow."""
-    from expo_kernels import SequenceLogprobs
-    from expo_kernels.types import Counts
-
     d = torch.tensor([-1e4, -100.0, -20.0, 0.0, 20.0, 100.0, 1e4], dtype=torch.float32)
     policy = torch.stack([d, torch.zeros_like(d)])
-    seen = SequenceLogprobs(policy, torch.ones_like(policy), torch.zeros_like(policy), {}, Counts(1, 1, 1))
+    ones = torch.ones_like(policy)
+    seen = SequenceLogprobs(policy, ones, 0 * ones, {}, Counts(1, 1, 1), ones[0].bool())
     comp = make_objective("expo_comp", lam=1e-6)(seen)
     assert bool(comp.loss.isfinite().all()) and bool(comp.coefficients.isfinite().all())
     assert float(comp.loss[0]) == pytest.approx(1e4, rel=1e-5) and float(comp.coefficients[0, 0]) == pytest.approx(-1)
@@ -160,3 +167,46 @@ def test_large_differences():
     # (1 - lam / 2)^2 at d -> -inf, (lam / 2)^2 at d -> inf; the gradient at d = -20 is 2 (1 - lam / 2) s(-20)
     assert float(reg.loss[0]) == pytest.approx(0.75**2) and float(reg.loss[-1]) == pytest.approx(0.25**2)
     assert float(reg.coefficients[0, 2]) == pytest.approx(-2 * 0.75 * 2.0611536e-09, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_nan_anchor_that_shares_a_row_with_a_clean_one(first):
+    """Both anchors have a token behind row 3: its gradient is NaN, whichever comes last."""
+    rows = torch.tensor([0, 1, 0, 2, 3, 4, 5, 3, 6, 7])
+    batch = from_packed(torch.randint(0, 30, (10,)), torch.tensor([0, 2, 4, 7, 10]), anchors=2, rows=rows)
+    hidden = torch.randn(8, 8)
+    hidden[5 if first else 7] = torch.nan
+    hidden.requires_grad_()
+    objective = make_objective("expo_comp", lam=0.3, samples="anchors")
+    preference_loss(hidden, torch.randn(30, 8), batch, objective).loss.backward()
+    assert hidden.grad.isnan().any(1).nonzero()[:, 0].tolist() == ([3, 4, 5] if first else [3, 6, 7])
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_an_anchor_of_weight_zero_does_not_hide_a_nan(skip):
+    batch = from_packed(
+        torch.randint(0, 30, (6,)), torch.tensor([0, 2, 4, 6]), anchors=1, anchor_weights=torch.zeros(1)
+    )
+    hidden, weight = torch.randn(6, 8), torch.randn(30, 8, requires_grad=True)
+    hidden[5] = torch.nan
+    hidden.requires_grad_()
+    objective = make_objective("expo_comp", lam=0.3, samples="anchors")
+    out = preference_loss(hidden, weight, batch, objective, execution=Execution(skip_inactive=skip))
+    out.loss.backward()
+    assert out.loss.isnan() and bool(weight.grad.isnan().all()) and bool(hidden.grad[4:].isnan().all())
+
+
+def test_an_empty_sequence_of_a_coupled_objective():
+    """It sees which groups are active, and so its gradient is the gradient of its loss."""
+    labels = torch.randint(0, 30, (5, 4))
+    labels[1] = -100
+    batch = from_padded(labels, roles=1)
+    hidden = torch.randn(5, 4, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
+    columns = {"sign": torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0])}
+    made = torch.autograd.grad(
+        preference_loss(hidden, weight, batch, Coupled(), columns=columns).loss, [hidden, weight]
+    )
+    exact = reference.preference_loss(hidden, weight, batch, Coupled(), columns=columns)
+    for a, b in zip(made, torch.autograd.grad(exact, [hidden, weight]), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)

@@ -33,10 +33,10 @@ def from_padded(
     if labels.ndim != 2:
         raise ValueError(f"{where}: want labels [S, T], got {tuple(labels.shape)}")
     S, T = labels.shape
-    segments = torch.arange(S).repeat_interleave(T)
+    segments = torch.arange(S, device="cpu").repeat_interleave(T)
     return _assemble(
-        where, labels, segments, torch.arange(S * T), S, roles, anchors, anchor_weights, forward_only, token_weights,
-        leading_shape=(S, T), row_count=S * T,
+        where, labels, segments, torch.arange(S * T, device="cpu"), S, roles, anchors, anchor_weights, forward_only,
+        token_weights, leading_shape=(S, T), row_count=S * T,
     )  # fmt: skip
 
 
@@ -73,16 +73,14 @@ def from_packed(
         raise ValueError(f"{where}: want cu_seqlens from 0 to {L}, got {int(offsets[0])} to {int(offsets[-1])}")
     S = offsets.numel() - 1
     if rows is None:
-        row_index, row_count = torch.arange(L), L
+        row_index, row_count = torch.arange(L, device="cpu"), L
     else:
         row_index, row_count = _integers(where, "rows", rows), None
         if row_index.shape != (L,):
             raise ValueError(f"{where}: want rows [{L}], one for each label, got {tuple(row_index.shape)}")
-        if L and int(row_index.min()) < 0:
-            raise ValueError(f"{where}: want rows >= 0, got {int(row_index.min())}")
     return _assemble(
-        where, labels, torch.arange(S).repeat_interleave(steps), row_index, S, roles, anchors, anchor_weights,
-        forward_only, token_weights, leading_shape=None, row_count=row_count,
+        where, labels, torch.arange(S, device="cpu").repeat_interleave(steps), row_index, S, roles, anchors,
+        anchor_weights, forward_only, token_weights, leading_shape=None, row_count=row_count,
     )  # fmt: skip
 
 
@@ -100,6 +98,8 @@ def _assemble(
         raise ValueError(f"{where}: want labels >= 0 or {IGNORE}, got {int(flat[at])} at position {at}")
     scored = (flat != IGNORE).nonzero()[:, 0]
     y, seg, row = flat[scored], segments[scored], rows[scored]
+    if row.numel() and int(row.min()) < 0:
+        raise ValueError(f"{where}: want rows >= 0, got {int(row.min())}")
     lengths = torch.bincount(seg, minlength=S)
     order = _group_order(seg, roles, groups)
     host = HostLayout(
@@ -170,7 +170,7 @@ def _token_weights(
 
 def _anchor_weights(where: str, weights: Tensor | None, anchors: int) -> Tensor | None:
     if weights is None:
-        return torch.ones(anchors) if anchors else None
+        return torch.ones(anchors, device="cpu") if anchors else None
     if weights.shape != (anchors,):
         raise ValueError(f"{where}: want anchor_weights [{anchors}], got {tuple(weights.shape)}")
     values = weights.detach().cpu().float()

@@ -19,6 +19,9 @@ def with_declared_weights(where: str, objective: Objective, batch: Batch) -> Bat
             f"{where}: want token_weights of {type(objective).__name__} one a token {tuple(batch.labels.shape)}, "
             f"got {tuple(weights.shape)}"
         )
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(weights.isfinite().all()):
+        bad = weights[~weights.isfinite()][0].item()
+        raise ValueError(f"{where}: want finite token_weights of {type(objective).__name__}, got {bad}")
     weights = weights.to(batch.labels.device, torch.float32)
     own = batch.token_weights
     return replace(batch, token_weights=weights if own is None else own * weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+from expo_kernels.objectives.check import check_objective
 from expo_kernels.objectives.expo_comp import ExpoComp
 from expo_kernels.objectives.expo_reg import ExpoReg
 from expo_kernels.types import Objective
@@ -31,4 +32,4 @@ def make_objective(name: str, **parameters: object) -> Objective:
     return cls(**parameters)
 
 
-__all__ = ["OBJECTIVES", "ExpoComp", "ExpoReg", "make_objective"]
+__all__ = ["OBJECTIVES", "ExpoComp", "ExpoReg", "check_objective", "make_objective"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -24,17 +25,11 @@ def difference(logps: Tensor, slope: Tensor) -> Tensor:
 
 
 def check_number(where: str, name: str, value: object, low: float, high: float, *, open_low: bool) -> None:
-    inside = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and (low < value if open_low else low <= value)
-        and value <= high
-    )
-    if not inside:
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not (low < number if open_low else low <= number) or not number <= high or number == math.inf:
         bracket = "(" if open_low else "["
         upper = "inf)" if high == math.inf else f"{high:g}]"
-        raise ValueError(f"{where}: want {name} in {bracket}{low:g}, {upper}, got {value!r}")
+        raise ValueError(f"{where}: want {name} a number in {bracket}{low:g}, {upper}, got {value!r}")
 
 
 def check_choice(where: str, name: str, value: object, choices: tuple[str, ...]) -> None:

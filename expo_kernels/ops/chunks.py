@@ -54,8 +54,19 @@ class Chunks:
         bytes_ = self.problem.workspace_bytes
         return self.problem.backend.backprop(scored.score, one, scored.h, self.head, None, None, None, True, bytes_)
 
-    def backprop(self, ranges: Ranges, scored: Scored, c: Tensor, made: Gradients, active: Tensor | None) -> None:
-        """c [n] = dL/dlogp: adds to dh, dw and db; active: only these of the n tokens take part."""
+    def backprop(self, ranges: Ranges, scored: Scored | None, c: Tensor, logp: Tensor, made: Gradients) -> None:
+        """c [n] = dL/dlogp: adds to dh, dw and db. scored None: these tokens are scored again.
+
+        Rows with c = 0 may be left out, at the price of asking the device for their count; but never one whose log-prob
+        [n] is NaN, which no zero hides.
+        """
+        active: Tensor | None = None
+        if self.problem.skip_inactive:
+            active = ((c != 0) | logp.isnan()).nonzero()[:, 0]
+            if active.shape[0] == 0:
+                return
+            active = active if active.shape[0] < c.shape[0] else None
+        scored = scored or self.score(ranges)[0]
         dh = self.problem.backend.backprop(
             scored.score, c, scored.h, self.head, made.dw, made.db, active, made.hidden is not None,
             self.problem.workspace_bytes,

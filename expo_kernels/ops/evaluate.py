@@ -28,10 +28,10 @@ class Evaluation:
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
         columns = {name: column[..., begin:end] for name, column in self.columns.items()}
         # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
-        seen = SequenceLogprobs(policy, lengths.clamp(min=1).to(policy.dtype), reference, columns, self.divisors)
-        terms = self.objective(seen)
-        self._check(terms, policy)
         active = (lengths > 0).all(0)  # [G]
+        counted = lengths.clamp(min=1).to(policy.dtype)
+        terms = self.objective(SequenceLogprobs(policy, counted, reference, columns, self.divisors, active))
+        self._check(terms, policy)
         finite = policy.isfinite().all(0)
         if reference is not None:
             finite = finite & reference.flatten(0, -2).isfinite().all(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from expo_kernels.kernels.contract import accumulator
 from expo_kernels.kernels.ordered import ordered_add
@@ -15,16 +16,21 @@ from expo_kernels.ops.problem import Problem, Trains
 _ROWS = 4096  # rows scaled at once on the way out, so that the fp32 copy stays small
 
 
+def buffer_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What dh waits in until backward: fp16 could lose it before a loss scaler's factor arrives."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 class HiddenGradient:
     """dh [M, D], rows without a scored token 0.
 
-    It has the dtype of hidden, but the accumulator's where fp16 could lose it before a loss scaler's factor arrives in
-    backward, and where a row predicts several tokens, so that their sum is rounded once.
+    It has the dtype of hidden; fp32 for fp16, and the accumulator's where a row predicts several tokens, so that their
+    sum is rounded once.
     """
 
     def __init__(self, like: Tensor, shape: torch.Size, dtype: torch.dtype, repeated: bool) -> None:
         """like: any tensor on the device; shape, dtype: of hidden."""
-        buffer = accumulator(dtype) if repeated or dtype == torch.float16 else dtype
+        buffer = accumulator(dtype) if repeated else buffer_dtype(dtype)
         self.dh = like.new_zeros(shape[:-1].numel(), shape[-1], dtype=buffer)
         self.repeated = repeated
 
@@ -63,31 +69,50 @@ def new_gradients(problem: Problem, trains: Trains) -> Gradients:
     )
 
 
+def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradients of these operations are made by hand and have none of their own. Said at once: without this, a
+    gradient penalty would silently contribute nothing."""
+
+    @functools.wraps(backward)
+    def guarded(ctx, *upstream):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "expo_kernels: want backward without create_graph=True, since double backward is not built"
+            )
+        with torch.no_grad():
+            return backward(ctx, *upstream)
+
+    return guarded
+
+
 class Attach(torch.autograd.Function):
     """Returns `loss`; its gradients are the ones made beforehand, times the upstream gradient."""
 
     @staticmethod
     def forward(ctx, loss, hidden, weight, bias, dh, dw, db, dw_is_out):
         ctx.save_for_backward(dh, None if dw_is_out else dw, db)
-        ctx.dw_is_out = dw_is_out
+        ctx.dw_is_out, ctx.spent = dw_is_out, False
         ctx.like = (hidden.shape, hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx, upstream):
         dh, dw, db = ctx.saved_tensors
         shape, hidden_dtype, weight_dtype, bias_dtype = ctx.like
         if ctx.dw_is_out:
-            upstream = require_one(upstream)
+            upstream = require_one(upstream, ctx.spent)
+            ctx.spent = True
         d_hidden = None if dh is None else scaled(dh, upstream, hidden_dtype).view(shape)
         d_weight = None if dw is None else scaled(dw, upstream, weight_dtype)
         d_bias = None if db is None else scaled(db, upstream, bias_dtype)
         return None, d_hidden, d_weight, d_bias, None, None, None, None
 
 
-def require_one(upstream: Tensor) -> Tensor:
-    """dw is in the caller's buffer already, so nothing may scale the loss afterwards: an error, or NaN on a device."""
+def require_one(upstream: Tensor, spent: bool) -> Tensor:
+    """dw is in the caller's buffer already, so nothing may scale or repeat it: an error, or NaN on a device."""
+    if spent:
+        raise RuntimeError("weight_gradient_out: want one backward(), since the buffer has taken dw once; got a second")
     if upstream.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() != 1.0:
         raise RuntimeError(
             "weight_gradient_out: want backward() on the loss itself, since its gradient is in the buffer already; "

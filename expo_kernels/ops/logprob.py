@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from expo_kernels.kernels.contract import Score, Stats
 from expo_kernels.layout import split_parts
 from expo_kernels.ops.chunks import Chunks, Scored
-from expo_kernels.ops.gradients import HiddenGradient, new_gradients
+from expo_kernels.ops.gradients import HiddenGradient, buffer_dtype, first_order_only, new_gradients
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.types import TokenStats
 
@@ -62,7 +61,7 @@ class _SegmentSum(torch.autograd.Function):
         return backend.segment_sum(values, offsets)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx, d_seq):
         (segments,) = ctx.saved_tensors
         return d_seq[segments], None, None, None
@@ -75,10 +74,9 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, problem, trains):
         problem = problem.with_operands(hidden, weight, bias)
         N, R = problem.batch.rows.shape[0], problem.chunk_rows
-        wide = problem.accumulator
         with torch.autocast(hidden.device.type, enabled=False):
-            logp = hidden.new_zeros(N, dtype=wide)
-            unit = hidden.new_zeros(N, hidden.shape[-1], dtype=wide if hidden.dtype == torch.float16 else hidden.dtype)
+            logp = hidden.new_zeros(N, dtype=problem.accumulator)
+            unit = hidden.new_zeros(N, hidden.shape[-1], dtype=buffer_dtype(hidden.dtype))
             chunks = _chunks(problem)
             chunks.reserve(min(N, R))
             for a in range(0, N, R):
@@ -90,7 +88,7 @@ class _FrozenHead(torch.autograd.Function):
         return logp
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx, d_logp):
         unit, rows = ctx.saved_tensors
         shape, dtype, repeated, R = ctx.like
@@ -122,14 +120,14 @@ class _TrainedHead(torch.autograd.Function):
                 a, b = parts[-1]
                 (score, _), stats = chunks.score(((a, b),))
                 logp[a:b] = stats.logp
-        ctx.save_for_backward(hidden, weight, bias, *score)
+        ctx.save_for_backward(hidden, weight, bias, logp, *score)
         ctx.problem, ctx.trains, ctx.parts = problem.without_operands(), trains, parts
         return logp
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx, d_logp):
-        hidden, weight, bias, *score = ctx.saved_tensors
+        hidden, weight, bias, logp, *score = ctx.saved_tensors
         problem = ctx.problem.with_operands(hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             made = new_gradients(problem, ctx.trains)
@@ -138,8 +136,8 @@ class _TrainedHead(torch.autograd.Function):
             for i, (a, b) in enumerate(reversed(ctx.parts)):
                 if a == b:
                     continue
-                scored = Scored(tuple(score), chunks.gather(((a, b),))) if i == 0 else chunks.score(((a, b),))[0]
-                chunks.backprop(((a, b),), scored, d_logp[a:b], made, None)
+                kept = Scored(tuple(score), chunks.gather(((a, b),))) if i == 0 else None
+                chunks.backprop(((a, b),), kept, d_logp[a:b], logp[a:b], made)
         d_hidden = None if made.hidden is None else made.hidden.dh.to(hidden.dtype).view(hidden.shape)
         d_weight = None if made.dw is None or problem.weight_gradient_out is not None else made.dw.to(weight.dtype)
         d_bias = None if made.db is None else made.db.to(bias.dtype)

@@ -18,7 +18,7 @@ from expo_kernels.ops.chunks import Chunks, Range, Ranges, Scored, size, take
 from expo_kernels.ops.evaluate import Evaluation
 from expo_kernels.ops.gradients import Attach, new_gradients
 from expo_kernels.ops.problem import Problem, Trains
-from expo_kernels.types import Batch, LossOutput, Terms
+from expo_kernels.types import Batch, LossOutput, LossTerms, Terms
 
 
 class _Tokens(NamedTuple):
@@ -40,13 +40,13 @@ def preference(problem: Problem, evaluation: Evaluation, stats: tuple[str, ...])
             run.with_gradient()
         else:
             run.forward_only()
-        total, output = run.finish(stats)
+        total = run.total()
         made = run.gradients
     if made is not None:
         dh = None if made.hidden is None else made.hidden.dh
         dw_is_out = problem.weight_gradient_out is not None
         total = Attach.apply(total, problem.hidden, problem.weight, problem.bias, dh, made.dw, made.db, dw_is_out)
-    return output._replace(loss=total)
+    return run.output(total, stats)
 
 
 class _Run:
@@ -137,16 +137,10 @@ class _Run:
         if not size(ranges):
             return
         assert self.gradients is not None, "a pass with gradients"
-        c, active = self.c[take(self.tokens.segments, ranges)], None
+        c = self.c[take(self.tokens.segments, ranges)]
         if self.tokens.weights is not None:
             c = c * take(self.tokens.weights, ranges).to(c.dtype)
-        if self.problem.skip_inactive:
-            active = (c != 0).nonzero()[:, 0]
-            if active.shape[0] == 0:
-                return
-            active = active if active.shape[0] < c.shape[0] else None
-        scored = scored or self.chunks.score(ranges)[0]
-        self.chunks.backprop(ranges, scored, c, self.gradients, active)
+        self.chunks.backprop(ranges, scored, c, take(self.logp, ranges), self.gradients)
 
     def _anchors_known_beforehand(self) -> None:
         weights, scale = self.batch.anchor_weights, self.evaluation.objective.needs.anchor_scale
@@ -156,27 +150,33 @@ class _Run:
                 scale * weights.to(self.c.dtype) / self.evaluation.divisors.anchors
             )
 
-    def finish(self, stats: tuple[str, ...]) -> tuple[Tensor, LossOutput]:
-        host, first = self.batch.host, self.K * self.P
-        tail = self._grouped_tokens()
+    def total(self) -> Tensor:
+        """The scalar loss, once everything is scored."""
+        anchors, first, tail = self.batch.host.anchors, self.K * self.P, self._grouped_tokens()
         self.seq[first:] = self._sums(self.tokens.offsets[first:], (tail, self.N))
-        terms = _joined(self.terms)
-        total = terms.loss.sum() / self.evaluation.primary_divisor()
-        if host.anchors:
-            anchors = slice(first, first + host.anchors)
+        total = torch.cat([t.loss for t in self.terms]).sum() / self.evaluation.primary_divisor()
+        if anchors:
             # an empty anchor has the sum 0; a NaN one is NaN here and, below, in dh of all its tokens
-            total = total + (self.c[anchors] * self.seq[anchors]).sum()
+            total = total + (self.c[first : first + anchors] * self.seq[first : first + anchors]).sum()
             self._poison_anchors(tail)
+        return total
+
+    def output(self, loss: Tensor, stats: tuple[str, ...]) -> LossOutput:
         rewards = torch.full_like(self.seq, torch.nan)
-        rewards[:first] = terms.rewards.flatten()
+        rewards[: self.K * self.P] = torch.cat([t.rewards for t in self.terms], dim=1).flatten()
+        margins = [t.margin for t in self.terms if t.margin is not None]
         asked = {"entropy": self.entropy, "is_argmax": self.is_argmax}
-        return total, LossOutput(
-            loss=total,
+        return LossOutput(
+            loss=loss,
             seq_logps=self.seq,
-            lengths=self.batch.lengths,
+            lengths=self.batch.lengths.clone(),
             rewards=rewards,
-            terms=terms._replace(coefficients=self.c, rewards=rewards),
-            empty=empty_groups(host),
+            terms=LossTerms(
+                loss=torch.cat([t.loss for t in self.terms]),
+                margin=torch.cat(margins) if margins else None,
+                coefficients=self.c,
+            ),
+            empty=empty_groups(self.batch.host),
             stats={name: self._caller_order(asked[name]) for name in stats},
             sparsity=None,
         )
@@ -206,16 +206,6 @@ def _in_group_order(batch: Batch) -> _Tokens:
         segments[order],
         None if weights is None else weights[order],
         torch.cat([ends.new_zeros(1), ends]),
-    )
-
-
-def _joined(terms: list[Terms]) -> Terms:
-    margins = [t.margin for t in terms if t.margin is not None]
-    return Terms(
-        torch.cat([t.loss for t in terms]),
-        torch.cat([t.coefficients for t in terms], dim=1),
-        torch.cat([t.rewards for t in terms], dim=1),
-        torch.cat(margins) if margins else None,
     )
 
 

@@ -70,9 +70,6 @@ class Problem:
     def gather(self, rows: Tensor) -> Tensor:
         """rows [n] of the flattened hidden states -> [n, D]; a sliced hidden[:, :-1] is read where it lies."""
         hidden = self.hidden.detach()
-        if hidden.ndim == 3 and not hidden.is_contiguous():
-            T = hidden.shape[1]
-            picked = hidden[rows // T, rows % T]
-        else:
-            picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
-        return picked.to(self.dtype)
+        if hidden.ndim == 2 or hidden.is_contiguous():
+            return hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows).to(self.dtype)
+        return hidden[torch.unravel_index(rows, hidden.shape[:-1])].to(self.dtype)
