@@ -135,3 +135,22 @@ def test_autocast_leaves_float64_alone():
     with torch.autocast("cpu", torch.bfloat16):
         a = sequence_logprob(case.hidden, case.weight, case.batch, head=HeadOptions())
     assert torch.equal(a, sequence_logprob(case.hidden, case.weight, case.batch))
+
+
+def test_lengths_that_vary_with_the_loss_outside_the_compiled_region():
+    """What the README advises: the body is compiled once, the loss is called from it and not traced."""
+    objective, weight = make_objective("expo_comp", lam=0.3), torch.randn(65, 16, requires_grad=True)
+    loss = torch.compiler.disable(preference_loss)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(lambda x, batch: loss(torch.tanh(x), weight, batch, objective).loss, backend=backend)
+    for seed in range(12):
+        batch = padded_case(4, 6, 16, 65, seed=seed).batch
+        x = torch.randn(4, 6, 16)
+        a, b = compiled(x, batch), preference_loss(torch.tanh(x), weight, batch, objective).loss
+        assert torch.equal(a, b)
+    assert len(graphs) == 1, "the body, once"
