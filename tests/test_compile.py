@@ -52,6 +52,20 @@ def gradients(function, case):
     return [loss.detach(), *(leaf.grad for leaf in leaves)]
 
 
+def test_a_buffer_for_dw_under_compile():
+    objective, case, out = make_objective("expo_comp", lam=0.3), padded_case(6, 12, 16, 65), []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")):
+        buffer = torch.zeros(65, 16)
+        execution = Execution(workspace_bytes=SMALL, skip_inactive=False, weight_gradient_out=buffer)
+        (hidden, weight), _ = case.leaves(torch.float32)
+        wrap(lambda h, w, e=execution: preference_loss(h, w, case.batch, objective, execution=e).loss)(
+            hidden, weight
+        ).backward()
+        assert weight.grad is None and bool(buffer.any())
+        out.append((hidden.grad, buffer))
+    assert all(torch.equal(a, b) for a, b in zip(*out, strict=True))
+
+
 CASES = {
     "comp": ({}, make_objective("expo_comp", lam=0.3, temperature=9.0)),
     "anchors": ({"anchors": 2}, make_objective("expo_comp", lam=0.3, samples="anchors")),

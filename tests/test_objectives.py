@@ -10,7 +10,7 @@ import pytest
 import small_objectives
 import torch
 
-from expo_kernels import Divisors, Objective, SequenceLogprobs
+from expo_kernels import Objective, SequenceLogprobs
 from expo_kernels.objectives import OBJECTIVES, ExpoComp, ExpoReg, check_objective, make_objective
 from expo_kernels.types import Counts
 from toy import bandit
@@ -120,7 +120,3 @@ def test_interpolation_on_the_bandit():
     far = bandit.train(pairs, 100.0, epochs=200)
     assert float((near - optimum).abs().max()) < 2e-3 and float((far - reference).abs().max()) < 5e-3
     assert float((optimum - reference).abs().max()) > 0.1, "the two ends must differ for this to show anything"
-
-
-def test_divisors_are_given_not_guessed():
-    assert Divisors() == (None, None, None)

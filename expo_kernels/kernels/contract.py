@@ -26,8 +26,8 @@ class Stats(NamedTuple):
     is_argmax: Tensor  # [n] bool, or empty
 
 
-Score = tuple[Tensor, ...]  # what the gradient of a chunk needs; its layout is the backend's, the first a view of
-# the workspace
+# what the gradient of a chunk needs, part of it in the workspace; which tensors these are is the backend's business
+Score = tuple[Tensor, ...]
 
 
 class Backend(Protocol):
