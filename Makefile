@@ -1,14 +1,19 @@
 # make demo   set up, then train a policy through the fused loss and compare it with the exact answer
 # make test   set up, then run the tests            make test-all   the long ones as well
 # make check  lint, format, types, tests            make bench      the head's benchmark on this machine
+# make machine-code    what the Triton kernels compile to, every card and kernel (no GPU wanted; six minutes)
+# make triton-versions the same with Triton 3.6 and the newest, in throw-away environments
+# make gpu-check       the tests that want a card, with the python3 that has torch and Triton (GPU_PY=...)
 # PIP_ARGS    options for every pip install, for instance another index
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt $(PIP_ARGS)
 READY := $(VENV)/.ready
+GPU_PY := python3
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench machine-code triton-versions gpu-check clean
 
 setup: $(READY)
 
@@ -22,16 +27,34 @@ demo: $(READY)
 	$(PY) -m toy.bandit
 
 test: $(READY)
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m tools.machine_code
+	$(PYTEST) -m "not slow"
+
+machine-code: $(READY)
+	$(PY) -m tools.machine_code
+
+triton-versions:
+	set -e; for wanted in triton==3.6.0 triton; do \
+	  folder=$$(mktemp -d); grep -v ^triton constraints.txt > $$folder/constraints.txt; \
+	  python3 -m venv $$folder/venv; \
+	  $$folder/venv/bin/pip --disable-pip-version-check install -q -c $$folder/constraints.txt $(PIP_ARGS) \
+	    torch $$wanted numpy setuptools; \
+	  TRITON_CACHE_DIR=$$folder/cache $$folder/venv/bin/python -m tools.machine_code; \
+	  rm -rf $$folder; \
+	done
+
+gpu-check:
+	$(GPU_PY) -m expo_kernels
+	$(GPU_PY) -m pytest tests/gpu -o addopts= -p no:cacheprovider
 
 bench: $(READY)
 	$(PY) -m benchmarks.bench_head

@@ -128,9 +128,22 @@ class Needs:
     mixes_divisors: bool = False  # uses more than one of logps.divisors, so a caller may not pass a single number
 
 
+class PairForm(NamedTuple):
+    """A loss on pairs whose closed form a backend may fuse with the sums it stands on (kernels/triton/pairs.py)."""
+
+    name: str  # "expo_reg" or "expo_comp"
+    lam: float
+    pull: float  # expo_comp: what the pair's own log-probs are pulled up by
+    mean: bool  # the reduction
+    temperature: float
+
+
 @runtime_checkable
 class Objective(Protocol):
-    """A function of a few numbers per sequence. Any object of this shape plugs in."""
+    """A function of a few numbers per sequence. Any object of this shape plugs in.
+
+    One that is also known to the backends in closed form says so by an attribute `pair_form: PairForm`.
+    """
 
     @property
     def needs(self) -> Needs: ...

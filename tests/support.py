@@ -98,7 +98,7 @@ def truth(case: Case, objective, dtype: torch.dtype = torch.float64) -> dict[str
     return run(loss, case, dtype)
 
 
-def fused(case: Case, objective, workspace_bytes: int | None = SMALL, backend: str = "plain") -> dict[str, Tensor]:
+def fused(case: Case, objective, workspace_bytes: int | None = SMALL, backend: str = "auto") -> dict[str, Tensor]:
     def loss(hidden, weight, head):
         return preference_loss(
             hidden, weight, case.batch, objective, reference=case.reference, columns=case.columns, head=head,

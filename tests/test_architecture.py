@@ -18,7 +18,7 @@ MAY_IMPORT = {  # layer: the layers below it
     "layout": {"types"},
     "objectives": {"types"},
     "reference": {"types", "layout"},
-    "kernels": set(),
+    "kernels": {"types"},
     "ops": {"kernels", "layout", "types"},
     "inputs": {"ops", "kernels", "layout", "types"},
     "logprob": {"inputs", "ops", "layout", "types"},

@@ -191,7 +191,7 @@ def test_bad_input(name):
         call()
 
 
-@pytest.mark.parametrize("options", [{"backend": "triton"}, {"backend": "native"}, {"sparsity": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{"backend": "native"}, {"sparsity": 0.1}], ids=str)
 def test_what_is_not_built_raises(options):
     with pytest.raises(NotImplementedError, match="not part of this version"):
         execute(**options)

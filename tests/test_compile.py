@@ -10,7 +10,8 @@ from torch.library import opcheck
 
 from expo_kernels import Execution, HeadOptions, reference, sequence_logprob
 from expo_kernels.fused_expo_loss import preference_loss
-from expo_kernels.kernels.plain import ops
+from expo_kernels.kernels.plain import ops as plain_ops
+from expo_kernels.kernels.triton import ops as triton_ops
 from expo_kernels.objectives import make_objective
 
 EXECUTION = Execution(workspace_bytes=SMALL)
@@ -28,8 +29,9 @@ def operands(dtype):
     return n, D, V, h, w, y
 
 
+@pytest.mark.parametrize("ops", [plain_ops, triton_ops], ids=["plain", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_opcheck(dtype):
+def test_opcheck(dtype, ops):
     n, D, V, h, w, y = operands(dtype)
     for bias, softcap, stats in ((None, None, False), (torch.randn(V), 5.0, True)):
         opcheck(ops.logprob, (h, y, w, bias, softcap, 1.1, 1 << 16, stats))
@@ -42,6 +44,12 @@ def test_opcheck(dtype):
     ):
         opcheck(ops.backprop, (stored, row, row, y, row, h, w, 1.1, dw, db, rows, need_h, 1 << 16))
     opcheck(ops.segment_sum, (row, torch.tensor([0, 4, 4, 9])))
+
+
+def test_opcheck_of_the_pair_kernel():
+    logp, offsets, lengths = -torch.rand(9), torch.tensor([0, 4, 4, 6, 9]), torch.tensor([[4, 2], [0, 3]])
+    opcheck(triton_ops.pair_terms, ("expo_comp", 0.3, 0.15, False, 2.0, logp, torch.rand(9), offsets, lengths, None))
+    opcheck(triton_ops.pair_terms, ("expo_reg", 0.3, 0.0, True, 2.0, logp, None, offsets, lengths, -torch.rand(2, 2)))
 
 
 def gradients(function, case):

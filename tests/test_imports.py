@@ -47,7 +47,7 @@ def test_the_program_says_which_backend_and_why():
 
 
 def test_the_program_says_why_there_is_no_backend():
-    env = {**os.environ, "EXPO_KERNELS_BACKEND": "triton"}
+    env = {**os.environ, "EXPO_KERNELS_BACKEND": "triton", "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-m", "expo_kernels"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "no backend, because backend 'triton'" in done.stdout and not done.stderr
 
@@ -60,5 +60,15 @@ def test_resolution(monkeypatch):
     assert resolve("auto", device).reason == "EXPO_KERNELS_BACKEND is set"
     monkeypatch.setenv("EXPO_KERNELS_BACKEND", "triton")
     assert resolve("plain", device).backend is plain, "a name in the call outranks the environment"
-    with pytest.raises(NotImplementedError, match="triton"):
-        resolve("auto", device)
+    assert resolve("auto", device).backend.NAME == "triton"
+    with pytest.raises(NotImplementedError, match=r"native.*not part of this version"):
+        resolve("native", device)
+    with pytest.raises(NotImplementedError, match=r"triton.*serve cuda devices"):
+        resolve("triton", torch.device("mps"))
+
+
+def test_triton_on_a_cpu_wants_its_interpreter():
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    code = "import torch; from expo_kernels.kernels.resolve import resolve; resolve('triton', torch.device('cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert "set TRITON_INTERPRET=1 before Python starts" in done.stderr

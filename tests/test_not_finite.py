@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends import BACKENDS
 from small_objectives import Coupled, Hinge
 from support import SMALL, padded_case, truth
 
@@ -23,6 +24,12 @@ from expo_kernels.types import Counts
 
 COMP = make_objective("expo_comp", lam=0.3, logp_reduction="mean")
 EXECUTION = Execution(workspace_bytes=SMALL)
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("backend", BACKENDS, indirect=True)
 
 
 def loss_of(case, objective, hidden, weight, **head):

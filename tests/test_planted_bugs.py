@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import backends
 import pytest
 import torch
+import triton.language as tl
 from support import Errors, fused, padded_case, rounding_floor, truth
 
 from expo_kernels.kernels.plain import rows
 from expo_kernels.kernels.plain.budget import SLICES
+from expo_kernels.kernels.triton import head, labels, merge, pairs, scale
+from expo_kernels.kernels.triton import ops as triton_ops
+from expo_kernels.kernels.triton import rows as rows_kernel
 from expo_kernels.objectives import make_objective
 
 exponentials, log_prob, label_pull, take_label = rows.exponentials, rows.log_prob, rows.label_pull, rows.take_label
@@ -44,6 +49,58 @@ BUGS = {
 }
 
 
+slice_logits, logistic_pair = head._slice_logits, pairs.logistic_pair  # before a bug takes their place
+
+
+def capped_slope_left_out(z, softcap):
+    return z * 0.0 + 1.0
+
+
+def label_left_out(rest, label_exp, drop, label):
+    """S without E_y."""
+    return -tl.log(rest) - drop
+
+
+def log_total_alone(rest, label_exp, drop, label):
+    return -tl.log(rest + label_exp)
+
+
+def swapped(d):
+    right, wrong = logistic_pair(d)
+    return wrong, right
+
+
+def unmasked_tail(acc, v, y, V, SCALE, SOFTCAP, WIDTH):
+    """Columns past the vocabulary repeat the last one, and count."""
+    z, is_label = slice_logits(acc, v, y, 1 << 20, SCALE, SOFTCAP, WIDTH)
+    return z, is_label
+
+
+def label_one_column_off(acc, v, y, V, SCALE, SOFTCAP, WIDTH):
+    return slice_logits(acc, v, y + 1, V, SCALE, SOFTCAP, WIDTH)
+
+
+def crowd_forgotten(dh, crowd, label, y, w, rows):
+    return scale.finish_dh(dh, torch.ones_like(crowd), label, y, w, rows)
+
+
+def labels_of_the_next_token(dw, db, y, h, label):
+    return labels.scatter_labels(dw, db, y.roll(1), h, label)
+
+
+TRITON_BUGS = {  # route, module, name, bug
+    "t left out, rows": ("triton", rows_kernel, "slope", capped_slope_left_out),
+    "t left out, tiles": ("triton-fused", head, "slope", capped_slope_left_out),
+    "log S alone": ("triton", rows_kernel, "log_prob", log_total_alone),
+    "S without E_y": ("triton-fused", merge, "log_prob", label_left_out),
+    "s(d) for s(-d)": ("triton", pairs, "logistic_pair", swapped),
+    "no mask past V": ("triton-fused", head, "_slice_logits", unmasked_tail),
+    "label one column off": ("triton-fused", head, "_slice_logits", label_one_column_off),
+    "crowd's scale forgotten": ("triton", triton_ops, "finish_dh", crowd_forgotten),
+    "label of another token": ("triton", triton_ops, "scatter_labels", labels_of_the_next_token),
+}
+
+
 def parity():
     objective = make_objective("expo_comp", lam=0.3, temperature=20.0)
     errors = Errors()
@@ -62,5 +119,21 @@ def test_without_a_bug():
 @pytest.mark.parametrize("bug", BUGS)
 def test_caught(bug, monkeypatch):
     monkeypatch.setattr(rows, *BUGS[bug])
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", "plain")
+    with pytest.raises(AssertionError, match=r"against plain|not finite"):
+        parity()
+
+
+@pytest.mark.parametrize("route", ["triton", "triton-fused"])
+def test_triton_without_a_bug(route, monkeypatch):
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", backends.use(route, monkeypatch))
+    parity()
+
+
+@pytest.mark.parametrize("bug", TRITON_BUGS)
+def test_caught_in_triton(bug, monkeypatch):
+    route, module, name, wrong = TRITON_BUGS[bug]
+    monkeypatch.setenv("EXPO_KERNELS_BACKEND", backends.use(route, monkeypatch))
+    monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError, match=r"against plain|not finite"):
         parity()

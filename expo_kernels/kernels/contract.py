@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from expo_kernels.types import PairForm
+
 
 class Head(NamedTuple):
     """a = scale * (h w^T + bias);  z = softcap * tanh(a / softcap), or a."""
@@ -32,6 +34,7 @@ Score = tuple[Tensor, ...]
 
 class Backend(Protocol):
     NAME: str
+    PAIR_FORMS: frozenset[str]  # the losses on pairs that pair_terms has, in fp32; without one there is no pair_terms
 
     def chunk_rows(self, D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> int:
         """R: rows whose score, and every temporary of scoring and backprop, fit the budget. Raises if none does."""
@@ -56,6 +59,14 @@ class Backend(Protocol):
 
     def segment_sum(self, values: Tensor, offsets: Tensor) -> Tensor:
         """values [n], offsets [S+1] -> [S]; a sum's bits depend on its own values only."""
+
+    def pair_terms(
+        self, form: PairForm, logp: Tensor, weights: Tensor | None, offsets: Tensor, lengths: Tensor,
+        reference: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """logp [n], weights [n], offsets [2 G + 1], lengths and reference [2, G] -> the sums [2, G], bit for bit those
+        of segment_sum, and the loss [G], coefficients [2, G], rewards [2, G] and margin [G] that the objective's own
+        formula would make of them."""
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

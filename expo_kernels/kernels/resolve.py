@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 from typing import NamedTuple
@@ -11,11 +12,10 @@ import torch
 from expo_kernels.kernels import plain
 
 VARIABLE = "EXPO_KERNELS_BACKEND"
-NOT_BUILT = {
-    "triton": "the Triton kernels are not part of this version",
-    "native": "the C++ kernels are not part of this version",
-}
-BUILT: dict[str, ModuleType] = {"plain": plain}
+NAMES = ("plain", "triton", "native")
+NOT_BUILT = {"native": "the C++ kernels are not part of this version"}
+OLDEST_TRITON = (3, 5)
+_LOADED: dict[str, ModuleType] = {"plain": plain}
 
 
 class Resolution(NamedTuple):
@@ -28,11 +28,53 @@ def resolve(name: str, device: torch.device) -> Resolution:
     chosen, source = name, "asked for by name"
     if name == "auto" and (variable := os.environ.get(VARIABLE)):
         chosen, source = variable, f"{VARIABLE} is set"
-    if chosen in BUILT:
-        return Resolution(BUILT[chosen], source)
-    if chosen in NOT_BUILT:
-        raise NotImplementedError(f"backend {chosen!r} ({source}): {NOT_BUILT[chosen]}")
-    if chosen != "auto":
-        raise ValueError(f"backend: want auto, {', '.join([*BUILT, *NOT_BUILT])}, got {chosen!r} ({source})")
-    better = "; ".join(f"{key}: {why}" for key, why in NOT_BUILT.items())
-    return Resolution(plain, f"plain torch runs on every device, {device.type} included ({better})")
+    if chosen == "auto":
+        return _best(device)
+    if chosen not in NAMES:
+        raise ValueError(f"backend: want auto, {', '.join(NAMES)}, got {chosen!r} ({source})")
+    if problem := _why_not(chosen, device):
+        raise NotImplementedError(f"backend {chosen!r} on {device.type} ({source}): {problem}")
+    return Resolution(_load(chosen), source)
+
+
+def _best(device: torch.device) -> Resolution:
+    """Triton on a card it serves; plain everywhere else."""
+    if device.type == "cuda":
+        problem = _why_not("triton", device) or _too_old(device)
+        if not problem:
+            return Resolution(_load("triton"), "Triton's kernels run on NVIDIA and AMD cards")
+        return Resolution(_load("plain"), f"plain torch runs on every device (triton: {problem})")
+    reason = f"plain torch runs on every device, {device.type} included (native: {NOT_BUILT['native']})"
+    return Resolution(_load("plain"), reason)
+
+
+@torch.compiler.assume_constant_result
+def _why_not(name: str, device: torch.device) -> str:
+    """Empty where the backend can serve the device."""
+    if name != "triton":
+        return NOT_BUILT.get(name, "")
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported ({error})"
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"want triton {'.'.join(map(str, OLDEST_TRITON))} or newer, got {triton.__version__}"
+    interpreted = bool(triton.knobs.runtime.interpret)
+    if device.type == "cpu" and not interpreted:
+        return "on a CPU its kernels run in Triton's interpreter: set TRITON_INTERPRET=1 before Python starts"
+    if device.type not in ("cpu", "cuda"):
+        return "its kernels serve cuda devices (NVIDIA, AMD)"
+    return ""
+
+
+def _too_old(device: torch.device) -> str:
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"the kernels want compute capability 8.0 or newer, got {torch.cuda.get_device_capability(device)}"
+    return ""
+
+
+def _load(name: str) -> ModuleType:
+    """Triton's module is imported when first asked for: a machine without Triton still has plain."""
+    if name not in _LOADED:
+        _LOADED[name] = importlib.import_module(f"expo_kernels.kernels.{name}")
+    return _LOADED[name]

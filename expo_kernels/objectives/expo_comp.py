@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from expo_kernels.objectives.pairs import REDUCTIONS, check_choice, check_number, difference, unit_slope
-from expo_kernels.types import Needs, SequenceLogprobs, Terms
+from expo_kernels.types import Needs, PairForm, SequenceLogprobs, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,21 @@ class ExpoComp:
         scale = -self.lam if self.samples == "anchors" else None
         return Needs(roles=2, lengths=self.logp_reduction == "mean", anchor_scale=scale)
 
+    @property
+    def _pull(self) -> float:
+        """What raises each of the pair's own log-probs."""
+        return 0.5 * self.lam if self.samples == "pair" else 0.0
+
+    @property
+    def pair_form(self) -> PairForm:
+        return PairForm("expo_comp", self.lam, self._pull, self.logp_reduction == "mean", self.temperature)
+
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         slope = unit_slope(logps.lengths, self.logp_reduction, self.temperature)  # [2, P]
         d = difference(logps.policy, slope)  # [P]
         wrong = torch.sigmoid(-d)
         loss, coefficients = -logsigmoid(d), torch.stack([-wrong, wrong]) * slope
         if self.samples == "pair":
-            half = 0.5 * self.lam
-            loss = loss - half * logps.policy.sum(dim=0)
-            coefficients = coefficients - half
+            loss = loss - self._pull * logps.policy.sum(dim=0)
+            coefficients = coefficients - self._pull
         return Terms(loss=loss, coefficients=coefficients, rewards=logps.policy * slope, margin=d)

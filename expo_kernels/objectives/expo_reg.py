@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from expo_kernels.objectives.pairs import REDUCTIONS, check_choice, check_number, difference, unit_slope
-from expo_kernels.types import Needs, SequenceLogprobs, Terms
+from expo_kernels.types import Needs, PairForm, SequenceLogprobs, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class ExpoReg:
     @property
     def needs(self) -> Needs:
         return Needs(roles=2, reference=True, lengths=self.logp_reduction == "mean")
+
+    @property
+    def pair_form(self) -> PairForm:
+        return PairForm("expo_reg", self.lam, 0.0, self.logp_reduction == "mean", self.temperature)
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         assert logps.reference is not None, "the engine passes what is declared"

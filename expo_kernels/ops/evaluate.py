@@ -22,16 +22,17 @@ class Evaluation:
     columns: Mapping[str, Tensor]  # [P] or [K, P]
     divisors: Counts
 
-    def __call__(self, policy: Tensor, begin: int, end: int) -> Terms:
-        """policy [K, end - begin] -> the terms of groups [begin, end); undivided."""
+    def __call__(self, policy: Tensor, begin: int, end: int, terms: Terms | None = None) -> Terms:
+        """policy [K, end - begin] -> the terms of groups [begin, end), undivided. terms: a backend made them."""
         lengths = self.lengths[:, begin:end]
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
-        columns = {name: column[..., begin:end] for name, column in self.columns.items()}
-        # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
         active = (lengths > 0).all(0)  # [G]
-        counted = lengths.clamp(min=1).to(policy.dtype)
-        terms = self.objective(SequenceLogprobs(policy, counted, reference, columns, self.divisors, active))
-        self._check(terms, policy)
+        if terms is None:
+            columns = {name: column[..., begin:end] for name, column in self.columns.items()}
+            # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
+            counted = lengths.clamp(min=1).to(policy.dtype)
+            terms = self.objective(SequenceLogprobs(policy, counted, reference, columns, self.divisors, active))
+            self._check(terms, policy)
         finite = policy.isfinite().all(0)
         if reference is not None:
             finite = finite & reference.flatten(0, -2).isfinite().all(0)

@@ -18,7 +18,7 @@ from expo_kernels.ops.chunks import Chunks, Range, Ranges, Scored, size, take
 from expo_kernels.ops.evaluate import Evaluation
 from expo_kernels.ops.gradients import Attach, new_gradients
 from expo_kernels.ops.problem import Problem, Trains
-from expo_kernels.types import Batch, LossOutput, LossTerms, Terms
+from expo_kernels.types import Batch, LossOutput, LossTerms, PairForm, Terms
 
 
 class _Tokens(NamedTuple):
@@ -114,11 +114,31 @@ class _Run:
     def _objective(self, groups: Range, tokens: Range) -> None:
         """The groups' tokens are scored: their sums, their terms, their coefficients."""
         (a, b), K, P = groups, self.K, self.P
-        policy = self._sums(self.tokens.offsets[a * K : b * K + 1], tokens).view(b - a, K).T.contiguous()  # [K, G]
+        offsets = self.tokens.offsets[a * K : b * K + 1]
+        if self._pair_form is None:
+            policy, made = self._sums(offsets, tokens).view(b - a, K).T.contiguous(), None  # [K, G]
+        else:
+            policy, made = self._fused_pairs(self._pair_form, groups, offsets, tokens)
         self.seq[: K * P].view(K, P)[:, a:b] = policy
-        terms = self.evaluation(policy, a, b)
+        terms = self.evaluation(policy, a, b, made)
         self.c[: K * P].view(K, P)[:, a:b] = terms.coefficients / self.evaluation.primary_divisor()
         self.terms.append(terms)
+
+    @property
+    def _pair_form(self) -> PairForm | None:
+        """The objective's closed form, if the backend has it in one launch with the sums."""
+        form = getattr(self.evaluation.objective, "pair_form", None)
+        fused = form is not None and form.name in self.problem.backend.PAIR_FORMS
+        return form if fused and self.problem.accumulator == torch.float32 else None
+
+    def _fused_pairs(self, form: PairForm, groups: Range, offsets: Tensor, tokens: Range) -> tuple[Tensor, Terms]:
+        (a, b), weights, reference = groups, self.tokens.weights, self.evaluation.reference
+        policy, *terms = self.problem.backend.pair_terms(
+            form, self.logp[slice(*tokens)], None if weights is None else weights[slice(*tokens)],
+            offsets - tokens[0], self.evaluation.lengths[:, a:b],
+            None if reference is None else reference[:, a:b],
+        )  # fmt: skip
+        return policy, Terms(*terms)
 
     def _sums(self, offsets: Tensor, tokens: Range) -> Tensor:
         """offsets [s + 1] of the sequences that `tokens` hold -> their (weighted) sums [s]."""

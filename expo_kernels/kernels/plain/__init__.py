@@ -17,6 +17,7 @@ from expo_kernels.kernels.plain import ops
 from expo_kernels.kernels.plain.budget import chunk_rows
 
 NAME = "plain"
+PAIR_FORMS: frozenset[str] = frozenset()
 
 
 def new_workspace(rows: int, V: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -46,4 +47,4 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     return ops.segment_sum(values, offsets)
 
 
-__all__ = ["NAME", "backprop", "chunk_rows", "logprob", "new_workspace", "score", "segment_sum"]
+__all__ = ["NAME", "PAIR_FORMS", "backprop", "chunk_rows", "logprob", "new_workspace", "score", "segment_sum"]
