@@ -15,7 +15,7 @@ from torch import Tensor
 from expo_kernels.kernels.contract import Head, accumulator
 from expo_kernels.kernels.triton.device import capped
 
-ROWS, DEPTH = 16, 128
+ROWS, PLACES, DEPTH = 32, 8, 128
 
 
 def label_logits(h: Tensor, y: Tensor, head: Head) -> Tensor:
@@ -36,10 +36,9 @@ def scatter_labels(dw: Tensor | None, db: Tensor | None, y: Tensor, h: Tensor, l
     if n == 0 or target is None:
         return
     ordered, order = torch.sort(y, stable=True)
-    depth = min(1024, triton.next_power_of_2(D))
-    _scatter_labels[(n, triton.cdiv(D, depth))](
+    _scatter_labels[(triton.cdiv(n, PLACES), triton.cdiv(D, DEPTH))](
         ordered, order, h, label, dw, db,
-        n, D, target.shape[0], h.stride(0), 0 if dw is None else dw.stride(0), BD=depth, num_warps=4,
+        n, D, target.shape[0], h.stride(0), 0 if dw is None else dw.stride(0), BN=PLACES, BD=DEPTH, num_warps=4,
     )  # fmt: skip
 
 
@@ -71,30 +70,29 @@ def _label_logits(
 def _scatter_labels(
     ordered_ptr, order_ptr, h_ptr, label_ptr,     # in  [n] labels sorted, [n] whose they are, [n, D], [n]
     dw_ptr, db_ptr,                               # in and out [V, D], [V]
-    n, D, V, stride_hn, stride_wv, BD: tl.constexpr,
+    n, D, V, stride_hn, stride_wv, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, block of D): nothing, unless i is the first of its label; then all tokens of that label."""
-    i = tl.program_id(0).to(tl.int64)
-    y = tl.load(ordered_ptr + i)
-    before = tl.load(ordered_ptr + i - 1, mask=i > 0, other=-1)
-    if (y == before) | (y < 0) | (y >= V):
-        return
+    """Program (block of places, block of D): for each place that is the first of its label, all tokens of the label."""
+    place = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     offs_d = tl.program_id(1) * BD + tl.arange(0, BD)
     mask_d = offs_d < D
-    row, bias = tl.zeros([BD], label_ptr.dtype.element_ty), tl.zeros([1], label_ptr.dtype.element_ty)
-    same = y
-    while same == y:
-        token = tl.load(order_ptr + i)
-        label = tl.load(label_ptr + token)
-        h = tl.load(h_ptr + token * stride_hn + offs_d, mask=mask_d, other=0.0)
-        row += label * h.to(row.dtype)
+    y = tl.load(ordered_ptr + place, mask=place < n, other=-1)
+    before = tl.load(ordered_ptr + place - 1, mask=(place > 0) & (place < n), other=-1)
+    first = (y != before) & (y >= 0) & (y < V)
+    row, bias = tl.zeros([BN, BD], label_ptr.dtype.element_ty), tl.zeros([BN], label_ptr.dtype.element_ty)
+    more = first
+    while tl.max(more.to(tl.int32), 0) > 0:
+        token = tl.load(order_ptr + place, mask=more, other=0)
+        label = tl.load(label_ptr + token, mask=more, other=0.0)
+        at = h_ptr + token[:, None] * stride_hn + offs_d[None, :]
+        h = tl.load(at, mask=more[:, None] & mask_d[None, :], other=0.0)
+        row += label[:, None] * h.to(row.dtype)
         bias += label
-        i += 1
-        same = tl.load(ordered_ptr + i, mask=i < n, other=-1)
+        place += 1
+        more = more & (tl.load(ordered_ptr + place, mask=more & (place < n), other=-1) == y)
     if dw_ptr is not None:
-        at = dw_ptr + y * stride_wv + offs_d
-        tl.store(at, tl.load(at, mask=mask_d, other=0.0) + row, mask=mask_d)
-    if db_ptr is not None:  # noqa: SIM102  (known at compile time, unlike the other)
-        if tl.program_id(1) == 0:
-            at_b = db_ptr + y + tl.arange(0, 1)
-            tl.store(at_b, tl.load(at_b) + bias)
+        at_w, mask_w = dw_ptr + y[:, None] * stride_wv + offs_d[None, :], first[:, None] & mask_d[None, :]
+        tl.store(at_w, tl.load(at_w, mask=mask_w, other=0.0) + row, mask=mask_w)
+    if db_ptr is not None:
+        mask_b = first & (tl.program_id(1) == 0)
+        tl.store(db_ptr + y, tl.load(db_ptr + y, mask=mask_b, other=0.0) + bias, mask=mask_b)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, DEPTH = 4, 512
+ROWS, DEPTH = 16, 256
 
 
 def scaled_rows(h: Tensor, crowd: Tensor, rows: Tensor | None) -> Tensor:
