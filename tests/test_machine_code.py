@@ -53,3 +53,22 @@ def test_a_spilling_tile_breaks_its_gate():
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert "spills" in done.stdout, done.stdout + done.stderr
+
+
+def test_forward_only_is_the_same_program():
+    """The row kernel with and without E' is one program: another would arrange its sums, hence its bits, otherwise."""
+    code = (
+        "import torch; from tools.machine_code.compiling import compiling_for; "
+        "from tools.machine_code.launches import LLAMA, meta; "
+        "from expo_kernels.kernels.triton import merge, rows, tuning; "
+        "card, like = tuning.CARDS['sm_90'], meta(512, 4096, dtype=torch.bfloat16); "
+        "out = merge.new_results(like, torch.float32, False); "
+        "e = meta(512, LLAMA.V, dtype=torch.bfloat16); "
+        "found = compiling_for('sm_90'); kernels = found.__enter__(); "
+        "product, y = meta(512, LLAMA.V), meta(512, dtype=torch.int64); "
+        "[rows.row_kernel(product, y, LLAMA.head(), x, like, out, card) for x in (e, None)]; "
+        "print(len(kernels), kernels[0].kernel is kernels[1].kernel)"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "2 True", done.stdout + done.stderr

@@ -193,6 +193,18 @@ def test_statistics(route, kind, monkeypatch):
     assert torch.equal(rows.is_argmax, logp.argmax(-1) == y) and bool(rows.is_argmax.any())
 
 
+@pytest.mark.parametrize("route", ["triton", *FUSED])
+def test_strided_operands_are_read_where_they_lie(route, monkeypatch):
+    """Every second row of h and every second entry of the bias; w by columns."""
+    backends.use(route, monkeypatch)
+    h, w, y = head_case(12, 16, 130)
+    bias = torch.randn(260)[::2]
+    wide = h.repeat_interleave(2, 0)[::2]
+    arguments = (1.0, WORKSPACE, False)
+    made = ops.logprob(wide, y.repeat_interleave(2)[::2], w.T.contiguous().T, bias, None, *arguments)
+    assert torch.equal(made[0], ops.logprob(h, y, w, bias.contiguous(), None, *arguments)[0])
+
+
 @pytest.mark.parametrize("V", [1, 2, 127, 128, 129, 513])
 @pytest.mark.parametrize("D", [1, 7, 64, 100])
 @pytest.mark.parametrize("route", ["triton", "triton-fused"])
@@ -285,7 +297,7 @@ def test_the_library_product_is_the_same_thing(dtype):
         product.library_product(a, b, out, add=add)
         product.own_product(a, b, own, tuning.INTERPRETER.small, add=add)
         assert torch.allclose(out, own, rtol=1e-5, atol=1e-6)
-    assert not product.library_has_it(a.bfloat16(), out)
+    assert not product.library_has_it(a.bfloat16(), out, add=True)
 
 
 def test_labels_are_scattered_in_order():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "gpu" in item.path.parts:
+        if HERE in item.path.parents:
             item.add_marker(pytest.mark.may_skip("no GPU here"))
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))
 

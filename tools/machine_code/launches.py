@@ -117,9 +117,11 @@ def _rows(card: Card) -> Iterator[Launch]:
     for case, name in ((LLAMA, "llama"), (GEMMA, "gemma, soft cap"), (BIASED, "bias and scale")):
         for dtype in (torch.bfloat16, torch.float16, None):
             e = None if dtype is None else meta(512, case.V, dtype=dtype)
-            like = meta(512)
+            like = meta(512, case.D, dtype=dtype or torch.bfloat16)
             out = merge.new_results(like, torch.float32, stats=dtype is None)
-            call = partial(rows.row_kernel, meta(512, case.V), meta(512, dtype=torch.int64), case.head(), e, out, card)
+            call = partial(
+                rows.row_kernel, meta(512, case.V), meta(512, dtype=torch.int64), case.head(), e, like, out, card
+            )
             kind = "forward only, statistics" if dtype is None else f"E' in {str(dtype).removeprefix('torch.')}"
             yield Launch(f"{name}, {kind}", call, quick=name == "llama" and dtype == torch.bfloat16)
 

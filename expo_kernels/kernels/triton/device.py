@@ -64,9 +64,10 @@ def capped(a, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def slope(z, SOFTCAP: tl.constexpr):
-    """t = dz / da = 1 - (z / cap)^2."""
+    """t = dz / da = 1 - (z / cap)^2; not below 0, where a division rounds z / cap above 1."""
     if SOFTCAP is not None:
-        return (1.0 - z / SOFTCAP) * (1.0 + z / SOFTCAP)
+        t = (1.0 - z / SOFTCAP) * (1.0 + z / SOFTCAP)
+        return tl.where(t < 0, 0.0, t)
     return tl.full(z.shape, 1.0, z.dtype)
 
 

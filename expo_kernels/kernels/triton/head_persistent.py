@@ -39,7 +39,7 @@ def head_tiles_persistent(
         TensorDescriptor.from_tensor(head.w, [tiles.columns, tiles.depth]),
         None if e is None else TensorDescriptor.from_tensor(e, block),
         head.bias, y, offset, *out, n, V, J,
-        SCALE=head.scale, SOFTCAP=head.softcap, D=D, GROUP=tiles.group, PROGRAMS=programs,
+        SCALE=head.scale, SOFTCAP=head.softcap, D=D, GROUP=tiles.group,
         BN=tiles.rows, BV=tiles.columns, BD=tiles.depth, SLICES=tiles.slices,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -55,11 +55,11 @@ def _head_tiles_persistent(
     bias_ptr, y_ptr, offset_ptr,                                      # in  [V], [n], [n]
     label_exp_ptr, rest_ptr, peak_ptr, moment_ptr,            # out [n], then [n, J]
     n, V, J,
-    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    SCALE: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     row_blocks = tl.cdiv(n, BN)
-    for tile in range(tl.program_id(0), row_blocks * J, PROGRAMS):
+    for tile in range(tl.program_id(0), row_blocks * J, tl.num_programs(0)):
         i, j = tile_at(tile, row_blocks, J, GROUP)
         acc = start(bias_ptr, j, V, SOFTCAP, tl.float32, BN, BV)
         for d in range(0, D, BD):

@@ -34,7 +34,9 @@ def logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """h [n, D], y [n], w [V, D] -> logp [n], entropy, is_argmax ([n], or empty without stats)."""
     with _on(h.device):
-        out = score_rows(_rows(h), y, Head(_rows(w), bias, softcap, scale), None, workspace_bytes, stats)
+        out = score_rows(
+            _rows(h), y.contiguous(), Head(_rows(w), _dense(bias), softcap, scale), None, workspace_bytes, stats
+        )
     return out.logp, out.entropy, out.is_argmax
 
 
@@ -48,7 +50,9 @@ def score(
     d logp / da_v = -inverse stored_v  (v != y)        d logp / da_y = pull
     """
     with _on(h.device):
-        out = score_rows(_rows(h), y, Head(_rows(w), bias, softcap, scale), stored, workspace_bytes, stats)
+        out = score_rows(
+            _rows(h), y.contiguous(), Head(_rows(w), _dense(bias), softcap, scale), stored, workspace_bytes, stats
+        )
     return out.inverse, out.pull, out.logp, out.entropy, out.is_argmax
 
 
@@ -62,6 +66,7 @@ def backprop(
     (V, D), dtype = w.shape, accumulator(h.dtype)
     sizes = budget(D, V, h.dtype, workspace_bytes)
     h, w = _rows(h), _rows(w)
+    y = y.contiguous()
     crowd, label = scale * c.to(dtype) * -inverse, scale * c.to(dtype) * pull  # [n]
     k = h.shape[0] if rows is None else rows.shape[0]
     dh = h.new_empty(k if need_h else 0, D, dtype=dtype)
@@ -101,7 +106,7 @@ def _add_to_dw(dw: Tensor, e: Tensor, scaled_h: Tensor, lift: Tensor | None, str
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     """values [n], offsets [S+1] -> [S]."""
     with _on(values.device):
-        return segment_kernel(values.contiguous(), offsets)
+        return segment_kernel(values.contiguous(), offsets.contiguous())
 
 
 @custom_op("expo_kernels::triton_pair_terms", mutates_args=())
@@ -112,8 +117,12 @@ def pair_terms(
     """-> policy [2, G], loss [G], coefficients [2, G], rewards [2, G], margin [G]."""
     form = PairForm(name, lam, pull, mean, temperature)
     with _on(logp.device):
-        made = pair_kernel(form, logp.contiguous(), weights, offsets, lengths, reference)
+        made = pair_kernel(form, logp.contiguous(), _dense(weights), offsets.contiguous(), lengths, reference)
     return made.policy, made.loss, made.coefficients, made.rewards, made.margin
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -14,24 +14,27 @@ from torch import Tensor
 from expo_kernels.kernels.triton.device import dot, tile_at
 from expo_kernels.kernels.triton.tuning import Tiles, card_for
 
+NEWER_THAN_2_9 = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 9)
+
 
 def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     """out = a b, or out += a b."""
     if not a.shape[0] or not b.shape[1]:
         return
-    if library_has_it(a, out):
+    if library_has_it(a, out, add=add):
         library_product(a, b, out, add=add)
     else:
         own_product(a, b, out, card_for(a.device).product_tiles(a, b), add=add)
 
 
-def library_has_it(a: Tensor, out: Tensor) -> bool:
+def library_has_it(a: Tensor, out: Tensor, *, add: bool) -> bool:
     """On a CPU, which only tests see, ours is taken throughout: it is what stands in for the library elsewhere."""
     if a.device.type == "cpu":
         return False
     if a.dtype == out.dtype:
         return True
-    return torch.version.hip is None and "dtype_out" in torch.ops.aten.addmm.overloads()
+    # torch 2.9 wants what it adds to in the operands' dtype
+    return torch.version.hip is None and (not add or NEWER_THAN_2_9)
 
 
 def library_product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:

@@ -23,24 +23,31 @@ from expo_kernels.kernels.triton.tuning import Card
 NEVER_BELOW_LABEL = tl.constexpr(40.0)
 
 
-def row_kernel(product: Tensor, y: Tensor, head: Head, e: Tensor | None, out: RowResults, card: Card) -> None:
-    """product [n, V] = h w^T, y [n] -> out, and e [n, V] with 0 at the label where given."""
+def row_kernel(
+    product: Tensor, y: Tensor, head: Head, e: Tensor | None, like: Tensor, out: RowResults, card: Card
+) -> None:  # fmt: skip
+    """product [n, V] = h w^T, y [n] -> out, and e [n, V] with 0 at the label where given; like: a tensor of its dtype.
+
+    Whether E' is stored is a number of the launch and not of the program: another program would arrange its sums
+    otherwise, and a log-prob would have other bits forward only.
+    """
     n, V = product.shape
     stats = out.entropy.shape[0] == n
     _row_kernel[(triton.cdiv(n, card.walk.rows),)](
         product, head.bias, y,
-        e, out.logp, out.inverse, out.pull, out.entropy if stats else None, out.is_argmax if stats else None,
-        n, V, product.stride(0), 0 if e is None else e.stride(0),
-        SCALE=head.scale, SOFTCAP=head.softcap, NARROW=e is not None and e.dtype == torch.float16,
+        like if e is None else e, out.logp, out.inverse, out.pull,
+        out.entropy if stats else None, out.is_argmax if stats else None,
+        n, V, int(e is not None), product.stride(0), -(-V // 16) * 16 if e is None else e.stride(0),
+        SCALE=head.scale, SOFTCAP=head.softcap, NARROW=like.dtype == torch.float16,
         BN=card.walk.rows, BV=card.walk.columns, num_warps=card.walk.warps,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "store"])
 def _row_kernel(
     product_ptr, bias_ptr, y_ptr,                                             # in  [n, V], [V], [n]
     e_ptr, logp_ptr, inverse_ptr, pull_ptr, entropy_ptr, is_argmax_ptr,       # out [n, V], then [n]
-    n, V, stride_pn, stride_en,
+    n, V, store, stride_pn, stride_en,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, NARROW: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     offs_n = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
@@ -61,14 +68,14 @@ def _row_kernel(
         rest += tl.sum(e, 1)
         if entropy_ptr is not None:
             moment += tl.sum(tl.where(e > 0, e * below, 0.0), 1)
-        if e_ptr is not None:
-            if NARROW:
-                e = tl.exp(z - shift[:, None])
-            if SOFTCAP is not None:
-                e *= tl.where(e > 0, slope(z, SOFTCAP), 0.0)  # 0, not 0 * inf, where z is -inf
-            at = e_ptr + (offs_n * stride_en)[:, None] + offs_v[None, :]
-            # the downcast of scoring
-            tl.store(at, e.to(e_ptr.dtype.element_ty), mask=mask_n[:, None] & (offs_v < V)[None, :])
+        if NARROW:
+            e = tl.exp(tl.minimum(z - shift[:, None], 80.0))
+        if SOFTCAP is not None:
+            e *= tl.where(e > 0, slope(z, SOFTCAP), 0.0)  # 0, not 0 * inf, where z is -inf
+        at = e_ptr + (offs_n * stride_en)[:, None] + offs_v[None, :]
+        # the downcast of scoring
+        mask = mask_n[:, None] & ((offs_v < V) & (store != 0))[None, :]
+        tl.store(at, e.to(e_ptr.dtype.element_ty), mask=mask)
     gap = label - m
     label_exp = tl.exp(gap)
     total = rest + label_exp

@@ -41,8 +41,8 @@ def _library(
     for first in range(0, n, block):
         rows = slice(first, first + block)
         product(_padded_rows(h[rows], block), head.w.T, logits, add=False)
-        part = RowResults(*(x[rows] for x in out))
-        row_kernel(logits[: part.logp.shape[0]], y[rows], head, None if e is None else e[rows], part, card)
+        part, stored = RowResults(*(x[rows] for x in out)), None if e is None else e[rows]
+        row_kernel(logits[: part.logp.shape[0]], y[rows], head, stored, h, part, card)
     return out
 
 
