@@ -18,7 +18,7 @@ from torch import Tensor
 from expo_kernels.kernels.triton.device import log1p, log_prob, slope
 from expo_kernels.kernels.triton.head import Partials
 
-ROWS, COLUMNS = 32, 128
+ROWS, COLUMNS = 16, 128
 SMALLEST, LARGEST = tl.constexpr(math.exp(-40.0)), tl.constexpr(math.exp(40.0))
 
 
