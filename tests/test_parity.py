@@ -101,7 +101,7 @@ def everything():
                 yield pytest.param(backend, dtype, case, id=name, marks=marks)
 
 
-@pytest.mark.parametrize(("backend", "dtype", "case"), everything(), indirect=["backend"])
+@pytest.mark.parametrize(("backend", "dtype", "case"), list(everything()), indirect=["backend"])
 def test_loss_and_gradients(case, dtype, backend):
     _, objective, layout = case
     errors = Errors()
