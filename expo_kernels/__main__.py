@@ -29,7 +29,7 @@ def describe() -> tuple[str, bool]:
             lines.append(f"{device} ({name}): no backend, because {error}")
             complete = False
         else:
-            lines.append(f"{device} ({name}): backend {found.backend.NAME}, because {found.reason}")
+            lines.append(f"{device} ({name}): backend {found.backend.name}, because {found.reason}")
     return "\n".join(lines), complete
 
 

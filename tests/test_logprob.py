@@ -9,8 +9,9 @@ from support import SMALL, padded_case
 
 from expo_kernels import Execution, HeadOptions, reference, sequence_logprob, token_logprob, token_stats
 from expo_kernels.fused_expo_loss import preference_loss
-from expo_kernels.kernels import plain
-from expo_kernels.kernels.plain import chunk_rows, ops
+from expo_kernels.kernels.custom_ops import CustomOps
+from expo_kernels.kernels.plain import ops
+from expo_kernels.kernels.plain.budget import chunk_rows
 from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
 
@@ -222,10 +223,12 @@ def test_the_generic_backward_stays_inside_the_workspace(monkeypatch):
     """What is kept from forward and what is scored again share the budget."""
     case = padded_case(8, 40, 33, 301)
     reserved = []
-    new = plain.new_workspace
-    monkeypatch.setattr(plain, "new_workspace", lambda rows, *more: reserved.append(rows) or new(rows, *more))
+    new = CustomOps.new_workspace
+    monkeypatch.setattr(
+        CustomOps, "new_workspace", lambda self, rows, *more: reserved.append(rows) or new(self, rows, *more)
+    )
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
-    R = plain.chunk_rows(33, 301, torch.float32, SMALL)
+    R = chunk_rows(33, 301, torch.float32, SMALL)
     assert case.batch.rows.shape[0] > R
     sequence_logprob(hidden, weight, case.batch, execution=EXECUTION).sum().backward()
     assert len(reserved) == 2 and sum(reserved) <= R

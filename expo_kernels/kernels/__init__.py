@@ -1,1 +1,1 @@
-"""The backends: each a module with the functions of contract.Backend on one chunk of rows."""
+"""The backends: each a package whose BACKEND has the functions of contract.Backend, on one chunk of rows."""

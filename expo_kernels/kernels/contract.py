@@ -33,8 +33,12 @@ Score = tuple[Tensor, ...]
 
 
 class Backend(Protocol):
-    NAME: str
-    PAIR_FORMS: frozenset[str]  # the losses on pairs that pair_terms has, in fp32; without one there is no pair_terms
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pair_forms(self) -> frozenset[str]:
+        """The losses on pairs that pair_terms has, in fp32; a backend without any has no pair_terms."""
 
     def chunk_rows(self, D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> int:
         """R: rows whose score, and every temporary of scoring and backprop, fit the budget. Raises if none does."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
 from expo_kernels.kernels import plain
+from expo_kernels.kernels.contract import Backend
 
 VARIABLE = "EXPO_KERNELS_BACKEND"
 NAMES = ("plain", "triton", "native")
 NOT_BUILT = {"native": "the C++ kernels are not part of this version"}
 OLDEST_TRITON = (3, 5)
-_LOADED: dict[str, ModuleType] = {"plain": plain}
+_LOADED: dict[str, Backend] = {"plain": plain.BACKEND}
 
 
 class Resolution(NamedTuple):
-    backend: ModuleType  # satisfies contract.Backend
+    backend: Backend
     reason: str
 
 
@@ -73,8 +73,8 @@ def _too_old(device: torch.device) -> str:
     return ""
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str) -> Backend:
     """Triton's module is imported when first asked for: a machine without Triton still has plain."""
     if name not in _LOADED:
-        _LOADED[name] = importlib.import_module(f"expo_kernels.kernels.{name}")
+        _LOADED[name] = importlib.import_module(f"expo_kernels.kernels.{name}").BACKEND
     return _LOADED[name]

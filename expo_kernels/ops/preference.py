@@ -128,7 +128,7 @@ class _Run:
     def _pair_form(self) -> PairForm | None:
         """The objective's closed form, if the backend has it in one launch with the sums."""
         form = getattr(self.evaluation.objective, "pair_form", None)
-        fused = form is not None and form.name in self.problem.backend.PAIR_FORMS
+        fused = form is not None and form.name in self.problem.backend.pair_forms
         return form if fused and self.problem.accumulator == torch.float32 else None
 
     def _fused_pairs(self, form: PairForm, groups: Range, offsets: Tensor, tokens: Range) -> tuple[Tensor, Terms]:

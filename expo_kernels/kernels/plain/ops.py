@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from expo_kernels.kernels.contract import accumulator
+from expo_kernels.kernels.contract import Stats, accumulator
+from expo_kernels.kernels.custom_ops import new_stats, register_shapes
 from expo_kernels.kernels.ordered import ordered_add
 from expo_kernels.kernels.plain import rows as row_kernel
 from expo_kernels.kernels.plain.budget import budget
@@ -56,7 +57,7 @@ def logprob(
     workspace_bytes: int, stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """h [n, D], y [n], w [V, D] -> logp [n], entropy, is_argmax ([n], or empty without stats)."""
-    out = _new_stats(h, stats)
+    out = new_stats(h, stats)
     for block in _blocks(h, y, w, bias, softcap, scale, workspace_bytes, gradient=False, stats=stats):
         _keep(out, block, stats)
     return out
@@ -75,8 +76,8 @@ def score(
     exponents for the E' of a certain row (all tiny), so there a row is divided by its largest entry first, and
     `inverse` carries that factor.
     """
-    out = _new_stats(h, stats)
-    inverse, pull = torch.empty_like(out[0]), torch.empty_like(out[0])
+    out = new_stats(h, stats)
+    inverse, pull = torch.empty_like(out.logp), torch.empty_like(out.logp)
     for block in _blocks(h, y, w, bias, softcap, scale, workspace_bytes, gradient=True, stats=stats):
         poison = torch.where(block.logp.isnan(), torch.nan, 1.0)  # what makes logp NaN makes dh NaN
         factor = poison / block.sums.total
@@ -138,39 +139,10 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(wide, "sum", offsets=offsets).to(values.dtype)
 
 
-def _new_stats(h: Tensor, stats: bool) -> tuple[Tensor, Tensor, Tensor]:
-    n, dtype = h.shape[0], accumulator(h.dtype)
-    asked = n if stats else 0
-    return (
-        h.new_empty(n, dtype=dtype),
-        h.new_empty(asked, dtype=dtype),
-        h.new_empty(asked, dtype=torch.bool),
-    )
-
-
-def _keep(out: tuple[Tensor, Tensor, Tensor], block: _Block, stats: bool) -> None:
-    out[0][block.rows] = block.logp
+def _keep(out: Stats, block: _Block, stats: bool) -> None:
+    out.logp[block.rows] = block.logp
     if stats:
-        out[1][block.rows], out[2][block.rows] = block.entropy, block.is_argmax
+        out.entropy[block.rows], out.is_argmax[block.rows] = block.entropy, block.is_argmax
 
 
-@logprob.register_fake
-def _(h, y, w, bias, softcap, scale, workspace_bytes, stats):
-    return _new_stats(h, stats)
-
-
-@score.register_fake
-def _(h, y, w, bias, softcap, scale, stored, workspace_bytes, stats):
-    out = _new_stats(h, stats)
-    return torch.empty_like(out[0]), torch.empty_like(out[0]), *out
-
-
-@backprop.register_fake
-def _(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
-    n = h.shape[0] if rows is None else rows.shape[0]
-    return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype))
-
-
-@segment_sum.register_fake
-def _(values, offsets):
-    return values.new_empty(offsets.shape[0] - 1)
+register_shapes(logprob, score, backprop, segment_sum)

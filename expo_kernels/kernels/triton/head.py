@@ -66,7 +66,7 @@ def _wide(dtype: torch.dtype) -> tl.dtype:
 @triton.jit(do_not_specialize=["n"])
 def _head_tiles(
     h_ptr, w_ptr, bias_ptr, y_ptr, offset_ptr, flagged_ptr,           # in  [n, D], [V, D], [V], [n], [n], [n]
-    e_ptr, label_exp_ptr, rest_ptr, peak_ptr, moment_ptr,     # out [n, V], [n], then [n, J]
+    e_ptr, label_exp_ptr, rest_ptr, peak_ptr, moment_ptr,             # out [n, V], [n], then [n, J]
     n, V, J, stride_hn, stride_wv, stride_en,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr,
     BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, SLICES: tl.constexpr,

@@ -53,7 +53,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _head_tiles_persistent(
     h_desc, w_desc, e_desc,                                           # [n, D], [V, D] in; [n, V] out
     bias_ptr, y_ptr, offset_ptr,                                      # in  [V], [n], [n]
-    label_exp_ptr, rest_ptr, peak_ptr, moment_ptr,            # out [n], then [n, J]
+    label_exp_ptr, rest_ptr, peak_ptr, moment_ptr,                    # out [n], then [n, J]
     n, V, J,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr,
     BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, SLICES: tl.constexpr,

@@ -1,7 +1,8 @@
 """The tiles' sums of a row -> its log-prob, what its gradient needs, and whether it must be redone.
 
-The offset m was the label's logit, which serves rows with S in [e^-40, e^40] (nll up to 40). Any other row is flagged
-and its offset set to its true maximum; head.py then computes that row again, and this kernel runs once more, for the
+The offset m was the label's logit as labels.py computed it, so E_y is about 1 and S, the sum of all E, is about
+1 / p_y: at least 1, and e^40 at an nll of 40. A row with S outside [e^-40, e^40], or not a number, is flagged and its
+offset set to its true maximum; head.py then computes that row again, and this kernel runs once more, for the
 flagged rows alone. Partial sums are added tile by tile in a fixed order, so a row's bits are its own.
 
 n rows, J tiles.
@@ -41,15 +42,9 @@ def new_results(like: Tensor, dtype: torch.dtype, stats: bool) -> RowResults:
 
 
 def merge(
-    partials: Partials,
-    label: Tensor,
-    offset: Tensor,
-    flagged: Tensor,
-    softcap: float | None,
-    out: RowResults,
-    *,
-    redo: bool,
-) -> None:
+    partials: Partials, label: Tensor, offset: Tensor, flagged: Tensor, softcap: float | None, out: RowResults,
+    *, redo: bool,
+) -> None:  # fmt: skip
     """label [n] = z_y. Fills out, and flagged [n] int8 and offset [n] for the redo. redo: of the flagged rows only,
     which stay so."""
     n, J = partials.rest.shape

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.library import custom_op
 
 from expo_kernels.kernels.contract import Head, accumulator
+from expo_kernels.kernels.custom_ops import register_shapes
 from expo_kernels.kernels.triton.budget import budget
 from expo_kernels.kernels.triton.columns import add_columns
 from expo_kernels.kernels.triton.labels import scatter_labels
-from expo_kernels.kernels.triton.merge import new_results
 from expo_kernels.kernels.triton.pairs import new_pair_results
 from expo_kernels.kernels.triton.pairs import pair_terms as pair_kernel
 from expo_kernels.kernels.triton.product import product
@@ -33,10 +33,9 @@ def logprob(
     workspace_bytes: int, stats: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """h [n, D], y [n], w [V, D] -> logp [n], entropy, is_argmax ([n], or empty without stats)."""
+    head = Head(_rows(w), _dense(bias), softcap, scale)
     with _on(h.device):
-        out = score_rows(
-            _rows(h), y.contiguous(), Head(_rows(w), _dense(bias), softcap, scale), None, workspace_bytes, stats
-        )
+        out = score_rows(_rows(h), y.contiguous(), head, None, workspace_bytes, stats)
     return out.logp, out.entropy, out.is_argmax
 
 
@@ -49,10 +48,9 @@ def score(
 
     d logp / da_v = -inverse stored_v  (v != y)        d logp / da_y = pull
     """
+    head = Head(_rows(w), _dense(bias), softcap, scale)
     with _on(h.device):
-        out = score_rows(
-            _rows(h), y.contiguous(), Head(_rows(w), _dense(bias), softcap, scale), stored, workspace_bytes, stats
-        )
+        out = score_rows(_rows(h), y.contiguous(), head, stored, workspace_bytes, stats)
     return out.inverse, out.pull, out.logp, out.entropy, out.is_argmax
 
 
@@ -130,27 +128,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-@logprob.register_fake
-def _(h, y, w, bias, softcap, scale, workspace_bytes, stats):
-    out = new_results(h, accumulator(h.dtype), stats)
-    return out.logp, out.entropy, out.is_argmax
-
-
-@score.register_fake
-def _(h, y, w, bias, softcap, scale, stored, workspace_bytes, stats):
-    out = new_results(h, accumulator(h.dtype), stats)
-    return out.inverse, out.pull, out.logp, out.entropy, out.is_argmax
-
-
-@backprop.register_fake
-def _(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
-    n = h.shape[0] if rows is None else rows.shape[0]
-    return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype))
-
-
-@segment_sum.register_fake
-def _(values, offsets):
-    return values.new_empty(offsets.shape[0] - 1)
+register_shapes(logprob, score, backprop, segment_sum)
 
 
 @pair_terms.register_fake

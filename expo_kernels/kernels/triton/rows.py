@@ -6,8 +6,8 @@ logits of a few rows come from the library's product, so their true maximum is k
 The floor keeps E_y finite however certain the label is. fp16 has few exponents, so there E' is stored relative to the
 row's largest entry (which a soft cap may have made small), and `inverse` carries that factor.
 
-A program walks its rows twice, once for the maximum and once for the sums: 2 x 4 bytes read and, for the gradient, 2
-written an entry. n rows, V vocabulary.
+A program walks its rows twice, once for the maximum and once for the sums: for each entry it reads 2 x 4 bytes and,
+where a gradient is wanted, writes 2. n rows, V vocabulary.
 """
 
 import torch
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Head
+from expo_kernels.kernels.triton.budget import padded
 from expo_kernels.kernels.triton.device import capped, log_prob, slope
 from expo_kernels.kernels.triton.merge import RowResults
 from expo_kernels.kernels.triton.tuning import Card
@@ -25,7 +26,7 @@ NEVER_BELOW_LABEL = tl.constexpr(40.0)
 
 def row_kernel(
     product: Tensor, y: Tensor, head: Head, e: Tensor | None, like: Tensor, out: RowResults, card: Card
-) -> None:  # fmt: skip
+) -> None:
     """product [n, V] = h w^T, y [n] -> out, and e [n, V] with 0 at the label where given; like: a tensor of its dtype.
 
     Whether E' is stored is a number of the launch and not of the program: another program would arrange its sums
@@ -37,7 +38,7 @@ def row_kernel(
         product, head.bias, y,
         like if e is None else e, out.logp, out.inverse, out.pull,
         out.entropy if stats else None, out.is_argmax if stats else None,
-        n, V, int(e is not None), product.stride(0), -(-V // 16) * 16 if e is None else e.stride(0),
+        n, V, int(e is not None), product.stride(0), padded(V) if e is None else e.stride(0),
         SCALE=head.scale, SOFTCAP=head.softcap, NARROW=like.dtype == torch.float16,
         BN=card.walk.rows, BV=card.walk.columns, num_warps=card.walk.warps,
     )  # fmt: skip
