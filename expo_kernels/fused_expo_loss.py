@@ -60,6 +60,7 @@ def expo_loss(
     lam: float,
     logp_reduction: str = "sum",
     temperature: float = 1.0,
+    offset: float = 0.0,
     reference: Tensor | None = None,
     columns: Mapping[str, Tensor] | None = None,
     divisor: float | Tensor | Divisors | None = None,
@@ -83,11 +84,13 @@ def expo_loss(
     if variant == "reg":
         if samples is not None:
             raise ValueError(f'expo_loss: want samples for variant "comp" only, got {samples!r} for "reg"')
-        objective = ExpoReg(lam=lam, logp_reduction=logp_reduction, temperature=temperature)
+        objective = ExpoReg(lam=lam, logp_reduction=logp_reduction, temperature=temperature, offset=offset)
     elif variant == "comp":
         counted = isinstance(divisor, Divisors) and divisor.anchors is not None
         samples = samples or ("anchors" if batch.host.anchors or counted else "pair")
-        objective = ExpoComp(lam=lam, samples=samples, logp_reduction=logp_reduction, temperature=temperature)
+        objective = ExpoComp(
+            lam=lam, samples=samples, logp_reduction=logp_reduction, temperature=temperature, offset=offset
+        )
     else:
         raise ValueError(f'expo_loss: want variant "reg" or "comp", got {variant!r}')
     head = HeadOptions(bias=bias, softcap=softcap, logit_scale=logit_scale)

@@ -97,13 +97,18 @@ def make_evaluation(
     if needs.divisor not in ("groups", "tokens"):
         raise ValueError(f'{where}: {name} wants divisor "groups" or "tokens", got {needs.divisor!r}')
     _check_anchors(where, name, needs, batch, divisor)
-    K, P = host.roles, host.groups
+    if needs.forward_only and not host.forward_only:
+        raise ValueError(f"{where}: {name} looks at forward-only sequences, and the batch has none")
+    K, P, F = host.roles, host.groups, host.forward_only
+    checked = _reference(where, name, needs, batch, reference)
     return Evaluation(
         objective=objective,
         lengths=batch.lengths[: K * P].view(K, P),
-        reference=_reference(where, name, needs, batch, reference),
-        columns=_columns(where, name, needs, batch, columns or {}),
+        reference=None if checked is None else checked[..., : K * P].reshape(*checked.shape[:-1], K, P),
+        columns=_columns(where, objective, batch, columns or {}),
         divisors=_divisors(where, name, needs, batch, divisor),
+        forward_only_lengths=batch.lengths[len(host.lengths) - F :],
+        forward_only_reference=checked[..., -F:] if checked is not None and needs.forward_only else None,
     )
 
 
@@ -190,7 +195,7 @@ def _check_anchors(
 
 
 def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Tensor | None) -> Tensor | None:
-    """[S] or [K * P] (or [R, ...]) in the caller's order -> [K, P] or [R, K, P]."""
+    """[S] or [K * P] (or [R, ...]), in the caller's order, as it came."""
     host = batch.host
     if not needs.reference:
         if reference is not None:
@@ -203,7 +208,8 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
     if reference is None:
         raise ValueError(f"{where}: {name} needs reference log-probs (sums) {want}, got None")
     dims = (1, 2) if needs.several_references else (1,)
-    if reference.ndim not in dims or reference.shape[-1] not in (S, grouped):
+    enough = (S,) if needs.forward_only else (S, grouped)
+    if reference.ndim not in dims or reference.shape[-1] not in enough:
         raise ValueError(f"{where}: want reference {want}, got {tuple(reference.shape)}")
     if not reference.is_floating_point():
         raise TypeError(f"{where}: want floating point reference, got {reference.dtype}")
@@ -211,12 +217,11 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
     _check_finite(where, "finite reference log-probs", reference)
     if batch.token_weights is None and _on_host(reference) and bool((reference > 1e-3).any()):
         raise ValueError(f"{where}: want reference log-probs, none of them positive, got {reference.max().item()}")
-    K, P = host.roles, host.groups
-    return reference.detach()[..., :grouped].reshape(*reference.shape[:-1], K, P)
+    return reference.detach()
 
 
-def _columns(where: str, name: str, needs: Needs, batch: Batch, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    host = batch.host
+def _columns(where: str, objective: Objective, batch: Batch, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    host, needs, name = batch.host, objective.needs, type(objective).__name__
     K, P = host.roles, host.groups
     declared = {**dict.fromkeys(needs.columns, (P,)), **dict.fromkeys(needs.sequence_columns, (K * P,))}
     missing, unknown = sorted(declared.keys() - columns.keys()), sorted(columns.keys() - declared.keys())
@@ -235,6 +240,12 @@ def _columns(where: str, name: str, needs: Needs, batch: Batch, columns: Mapping
         _check_finite(where, f"a finite column {key}", column)
         column = column.detach()
         out[key] = column.view(K, P) if key in needs.sequence_columns else column
+    check = getattr(objective, "check_columns", None)
+    if check is not None and all(_on_host(column) for column in out.values()):
+        try:
+            check(out)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name}: {error}") from None
     return out
 
 

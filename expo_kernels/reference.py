@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from expo_kernels.layout import default_divisors, with_declared_weights
-from expo_kernels.types import Batch, Counts, HeadOptions, Objective, SequenceLogprobs
+from expo_kernels.types import Batch, Counts, ForwardOnly, HeadOptions, Objective, SequenceLogprobs
 
 
 def token_logprob(hidden: Tensor, weight: Tensor, batch: Batch, head: HeadOptions | None = None) -> Tensor:
@@ -78,6 +78,7 @@ def objective_loss(
         },
         divisors=divisors,
         active=active,
+        forward_only=_forward_only(seq, batch, reference) if needs.forward_only else None,
     )
     loss = torch.where(active, objective(seen).loss, 0.0).sum()
     loss = loss / (divisors.tokens if needs.divisor == "tokens" else divisors.groups)
@@ -85,6 +86,11 @@ def objective_loss(
         anchors = seq[K * P : K * P + A] * batch.anchor_weights.to(seq.dtype)
         loss = loss + needs.anchor_scale * anchors.sum() / divisors.anchors
     return loss
+
+
+def _forward_only(seq: Tensor, batch: Batch, reference: Tensor | None) -> ForwardOnly:
+    F = batch.host.forward_only
+    return ForwardOnly(seq[-F:], None if reference is None else reference.to(seq.dtype)[-F:], batch.lengths[-F:] > 0)
 
 
 def _sequence_sums(logp: Tensor, batch: Batch) -> Tensor:

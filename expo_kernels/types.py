@@ -90,6 +90,14 @@ class Counts(NamedTuple):
     tokens: float | Tensor
 
 
+class ForwardOnly(NamedTuple):
+    """The batch's last sequences, scored and never trained, for an objective that declares them."""
+
+    policy: Tensor  # [F]
+    reference: Tensor | None  # [F]
+    active: Tensor  # [F] bool: not empty
+
+
 class SequenceLogprobs(NamedTuple):
     """What an objective sees. Always sums. Inactive groups are masked and groups that are not finite poisoned by the
     engine afterwards; only an objective that couples groups has to look at `active` itself."""
@@ -100,6 +108,7 @@ class SequenceLogprobs(NamedTuple):
     columns: Mapping[str, Tensor]  # [P], or [K, P] for columns declared per sequence
     divisors: Counts  # for losses that mix two means
     active: Tensor  # [P] bool: no sequence of the group is empty
+    forward_only: ForwardOnly | None = None  # where declared
 
 
 class Terms(NamedTuple):
@@ -123,6 +132,7 @@ class Needs:
     lengths: bool = False  # divides sums by lengths, so token_weights="mean" is refused
     token_weights: bool = False  # has a method token_weights(batch) -> [N]
     whole_batch: bool = False  # couples the groups, so all must be scored before any coefficient is known
+    forward_only: bool = False  # is shown the forward-only sequences, of which the batch must have some
     anchor_scale: float | None = None  # an anchor's loss is anchor_scale * weight * logp; None: takes no anchors
     divisor: str = "groups"  # or "tokens": what the sum of its losses is divided by
     mixes_divisors: bool = False  # uses more than one of logps.divisors, so a caller may not pass a single number
@@ -142,7 +152,9 @@ class PairForm(NamedTuple):
 class Objective(Protocol):
     """A function of a few numbers per sequence. Any object of this shape plugs in.
 
-    One that is also known to the backends in closed form says so by an attribute `pair_form: PairForm`.
+    One that is also known to the backends in closed form says so by an attribute `pair_form: PairForm | None`. One that
+    wants more of its columns than finite numbers has `check_columns(columns)`, which raises ValueError; it is asked
+    where the columns are on the host.
     """
 
     @property

@@ -76,6 +76,8 @@ def with_reference(case: Case, objective, seed: int) -> Case:
         case = case._replace(reference=seq - torch.randn(shape, generator=random, dtype=torch.float64).abs())
     columns = {name: torch.randn(P, generator=random) for name in needs.columns}
     columns |= {name: torch.randn(KP, generator=random) for name in needs.sequence_columns}
+    if "desirable" in columns:
+        columns["desirable"] = (columns["desirable"] > 0).float()
     return case._replace(columns=columns or None)
 
 

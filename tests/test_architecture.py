@@ -89,8 +89,9 @@ def test_public_signatures():
         "hidden", "weight", "batch", "objective", "reference", "columns", "divisor", "head", "execution", "stats",
     ]  # fmt: skip
     assert list(inspect.signature(fused_expo_loss.expo_loss).parameters) == [
-        "hidden", "weight", "batch", "variant", "lam", "logp_reduction", "temperature", "reference", "columns",
-        "divisor", "bias", "softcap", "logit_scale", "backend", "workspace_bytes", "sparsity", "stats", "samples",
+        "hidden", "weight", "batch", "variant", "lam", "logp_reduction", "temperature", "offset", "reference",
+        "columns", "divisor", "bias", "softcap", "logit_scale", "backend", "workspace_bytes", "sparsity", "stats",
+        "samples",
     ]  # fmt: skip
     for function in (expo_kernels.sequence_logprob, expo_kernels.token_logprob, expo_kernels.token_stats):
         assert list(inspect.signature(function).parameters) == ["hidden", "weight", "batch", "head", "execution"]
@@ -98,4 +99,8 @@ def test_public_signatures():
         "loss", "seq_logps", "lengths", "rewards", "terms", "empty", "stats", "sparsity",
     )  # fmt: skip
     assert callable(layout.from_padded) and callable(layout.from_packed)
-    assert set(objectives.OBJECTIVES) == {"expo_reg", "expo_comp"} and callable(objectives.make_objective)
+    assert " ".join(objectives.OBJECTIVES) == (
+        "expo_reg expo_comp dpo ipo gpo slic fdpo simpo kto orpo cpo odpo dpop rdpo caldpo lddpo adpo xpo sft distill "
+        "rpo wrpo irpo infifpo"
+    )
+    assert callable(objectives.make_objective)

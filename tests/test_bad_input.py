@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_objectives import Coupled, Downweighted, MixedMeans, RewardGap, TokenMean
+from small_objectives import Coupled
 
 from expo_kernels import Divisors, Execution, HeadOptions, Needs, Terms, sequence_logprob, token_stats
 from expo_kernels.fused_expo_loss import expo_loss, preference_loss
 from expo_kernels.kernels.plain import ops
 from expo_kernels.layout import from_packed, from_padded
-from expo_kernels.objectives import ExpoComp, make_objective
+from expo_kernels.objectives import LDDPO, ExpoComp, make_objective
 
 D, V = 8, 30
 HIDDEN, WEIGHT = torch.randn(4, 5, D), torch.randn(V, D)
@@ -120,21 +120,63 @@ BAD = {
         lambda: loss(batch=ANCHORED, objective=ExpoComp(lam=1.0, samples="anchors"), divisor=2.0),
         r"more than one count; want divisor=Divisors\(groups=.*got 2.0",
     ),
-    "one divisor for a mix": (lambda: loss(objective=MixedMeans(), divisor=2.0), "more than one count"),
+    "one divisor for a mix": (lambda: loss(objective=make_objective("cpo"), divisor=2.0), "more than one count"),
     "skip neither true nor false": (lambda: execute(skip_inactive="no"), "skip_inactive True, False or None"),
     "reference of integers": (lambda: loss(objective=REG, reference=REFERENCE.long()), "floating point reference"),
     "unused reference": (lambda: loss(reference=REFERENCE), "ExpoComp uses no reference"),
-    "missing column": (lambda: loss(objective=RewardGap(), reference=REFERENCE), r"missing \['gap'\]"),
+    "missing column": (lambda: loss(objective=make_objective("distill"), reference=REFERENCE), r"missing \['gap'\]"),
     "unused column": (lambda: loss(columns={"gap": torch.ones(2)}), r"not used \['gap'\]"),
     "column's shape": (
-        lambda: loss(objective=RewardGap(), reference=REFERENCE, columns={"gap": torch.ones(4)}),
+        lambda: loss(objective=make_objective("distill"), reference=REFERENCE, columns={"gap": torch.ones(4)}),
         r"gap \[2\], got \[4\]",
     ),
     "column nan": (
-        lambda: loss(objective=RewardGap(), reference=REFERENCE, columns={"gap": torch.tensor([0, torch.nan])}),
+        lambda: loss(
+            objective=make_objective("distill"), reference=REFERENCE, columns={"gap": torch.tensor([0, torch.nan])}
+        ),
         "finite column gap",
     ),
-    "roles of the objective": (lambda: loss(objective=TokenMean()), "groups of 1, got a batch with groups of 2"),
+    "no gap for a logarithm": (
+        lambda: loss(objective=make_objective("odpo"), reference=REFERENCE, columns={"gap": torch.tensor([1.0, 0.0])}),
+        "ODPO: want every gap positive",
+    ),
+    "a mark that is none": (
+        lambda: loss(
+            objective=make_objective("kto", reference_point="batch"),
+            batch=from_padded(LABELS, roles=1),
+            reference=REFERENCE,
+            columns={"desirable": torch.tensor([1.0, 0.0, 0.5, 1.0])},
+        ),
+        "KTO: want desirable 1 or 0, got 0.5",
+    ),
+    "a gain below 0": (
+        lambda: loss(
+            objective=make_objective("irpo"), reference=REFERENCE, columns={"gain": torch.tensor([1.0, -2.0, 0.5, 1.0])}
+        ),
+        "IRPO: want no gain below 0",
+    ),
+    "no forward-only sequences": (
+        lambda: loss(
+            objective=make_objective("kto"),
+            batch=from_padded(LABELS, roles=1),
+            reference=REFERENCE,
+            columns={"desirable": torch.ones(4)},
+        ),
+        "KTO looks at forward-only sequences, and the batch has none",
+    ),
+    "a reference without the forward-only sequences": (
+        lambda: loss(
+            objective=make_objective("kto"),
+            batch=from_padded(LABELS, roles=1, forward_only=1),
+            reference=REFERENCE[:3],
+            columns={"desirable": torch.ones(3)},
+        ),
+        r"want reference \[4\]",
+    ),
+    "roles of the objective": (
+        lambda: loss(objective=make_objective("sft")),
+        "groups of 1, got a batch with groups of 2",
+    ),
     "anchors nobody takes": (lambda: loss(batch=ANCHORED), "2 anchors, and ExpoComp takes none"),
     "anchors that are not there": (lambda: loss(objective=ExpoComp(lam=1.0, samples="anchors")), "the batch has none"),
     "a reduction given twice": (
@@ -175,7 +217,7 @@ BAD = {
     "lam nan": (lambda: expo("comp", float("nan")), "got nan"),
     "temperature": (lambda: expo(temperature=0.0), r"temperature a number in \(0, inf\)"),
     "reduction": (lambda: expo(logp_reduction="max"), "logp_reduction one of sum, mean, got 'max'"),
-    "unknown objective": (lambda: make_objective("expo"), "want one of expo_comp, expo_reg, got 'expo'"),
+    "unknown objective": (lambda: make_objective("expo"), "want one of adpo, .* got 'expo'"),
     "unknown parameter": (lambda: make_objective("expo_reg", lam=0.1, beta=1), "expo_reg takes lam.*got 'beta'"),
     "missing parameter": (lambda: make_objective("expo_reg"), "expo_reg needs lam"),
     "samples": (lambda: make_objective("expo_comp", lam=1.0, samples="all"), "samples one of pair, anchors"),
@@ -205,12 +247,12 @@ def test_stats_as_a_string():
 
 
 def test_token_weights_of_the_wrong_shape():
-    class Wrong(Downweighted):
+    class Wrong(LDDPO):
         def token_weights(self, batch):
             return torch.ones(3)
 
     with pytest.raises(ValueError, match="want token_weights of Wrong"):
-        loss(objective=Wrong())
+        loss(objective=Wrong(), reference=REFERENCE)
 
 
 def test_an_objective_that_returns_the_wrong_shape(monkeypatch):
@@ -226,19 +268,19 @@ def test_the_environment_names_a_backend(monkeypatch):
 
 
 def test_token_weights_that_are_not_finite():
-    class Wrong(Downweighted):
+    class Wrong(LDDPO):
         def token_weights(self, batch):
             return torch.full(batch.labels.shape, torch.nan)
 
     with pytest.raises(ValueError, match="finite token_weights of Wrong, got nan"):
-        loss(objective=Wrong())
+        loss(objective=Wrong(), reference=REFERENCE)
 
 
 def test_a_divisor_goes_to_the_objectives_own_count(monkeypatch):
     monkeypatch.undo()
     batch = from_padded(LABELS, roles=1)
-    whole = loss(batch=batch, objective=TokenMean(), divisor=1.0).loss
-    assert torch.allclose(loss(batch=batch, objective=TokenMean(), divisor=100.0).loss * 100, whole)
+    whole = loss(batch=batch, objective=make_objective("sft"), divisor=1.0).loss
+    assert torch.allclose(loss(batch=batch, objective=make_objective("sft"), divisor=100.0).loss * 100, whole)
     scalar = loss(divisor=torch.tensor([2.0], dtype=torch.float64)).loss
     assert scalar.shape == () and scalar.dtype == torch.float32
 

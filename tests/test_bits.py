@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_objectives import RewardGap, SeveralReferences
 from support import DTYPES, SMALL, fused, padded_case, padded_labels, with_reference
 
 from benchmarks.cases import head_case
@@ -87,7 +86,9 @@ def test_margin_at_step_zero_is_exactly_zero(dtype):
     with torch.no_grad():
         reference = sequence_logprob(case.hidden, case.weight, case.batch, execution=execution)
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
-    for objective, columns in ((SeveralReferences(), None), (RewardGap(), {"gap": torch.zeros(4)})):
+    gap = {"gap": torch.zeros(4)}
+    for name, columns in (("dpo", None), ("infifpo", None), ("ipo", None), ("distill", gap), ("rpo", gap)):
+        objective = make_objective(name)
         made = preference_loss(
             hidden, weight, case.batch, objective, reference=reference, columns=columns, execution=execution
         )

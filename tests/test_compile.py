@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_objectives import Hinge, Listwise
+from small_objectives import Listwise
 from support import SMALL, padded_case
 from torch.library import opcheck
 
@@ -77,7 +77,7 @@ def test_a_buffer_for_dw_under_compile():
 CASES = {
     "comp": ({}, make_objective("expo_comp", lam=0.3, temperature=9.0)),
     "anchors": ({"anchors": 2}, make_objective("expo_comp", lam=0.3, samples="anchors")),
-    "a user's own": ({}, Hinge()),
+    "hinge": ({}, make_objective("slic", sft_weight=0.1, sft_reduction="tokens")),
     "a user's own on lists": ({"roles": 3}, Listwise()),
 }
 

@@ -17,7 +17,8 @@ import expo_kernels
 from expo_kernels import Needs, SequenceLogprobs, Terms, preference_loss, reference
 from expo_kernels.fused_expo_loss import expo_loss
 from expo_kernels.layout import from_padded
-from expo_kernels.objectives import OBJECTIVES, check_objective
+from expo_kernels.objectives import check_objective
+from tools import marked, objectives_table
 
 ROOT = Path(__file__).parent.parent
 README, ARCHITECTURE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "architecture.md").read_text()
@@ -82,7 +83,11 @@ def test_the_batches_and_the_head_of_the_readme():
         exec(line, {**vars(expo_kernels.layout), **flat, "labels": first, "weights": torch.ones(6, T)})
     names = {"hidden": torch.randn(6, T, D), "weight": torch.randn(V, D), "bias": torch.zeros(V)}
     exec(code(README, "### Any objective, any head"), {**names, "batch": from_padded(labels)})
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) == set(OBJECTIVES)
+
+
+def test_the_tables_of_objectives_are_those_of_the_classes():
+    for name, text in objectives_table.generated().items():
+        assert marked.read(objectives_table.PAGES[name], name) == text, "python -m tools.objectives_table --write"
 
 
 def test_the_objective_of_the_architecture_page():
@@ -108,7 +113,7 @@ def test_the_figures_of_the_readme_are_in_the_numerics_page():
 
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 

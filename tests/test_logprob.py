@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_objectives import Hinge
 from support import SMALL, padded_case
 
 from expo_kernels import Execution, HeadOptions, reference, sequence_logprob, token_logprob, token_stats
@@ -137,7 +136,7 @@ def test_inactive_groups_are_skipped(monkeypatch):
     with torch.no_grad():
         seq = sequence_logprob(case.hidden, case.weight, case.batch)
     margin = seq[:4] - seq[4:]
-    objective = Hinge(delta=float(margin.median()) + 1e-3)
+    objective = make_objective("slic", delta=float(margin.median()) + 1e-3)
     active = margin < objective.delta
     tokens = torch.tensor(case.batch.host.lengths).view(2, 4).sum(0)
     f = float(tokens[active].sum()) / case.batch.rows.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backends import BACKENDS
-from small_objectives import Coupled, Hinge
+from small_objectives import Coupled
 from support import SMALL, padded_case, truth
 
 from expo_kernels import (
@@ -78,7 +78,9 @@ def test_a_fully_masked_batch_has_loss_zero_and_a_connected_graph(frozen):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("objective", [COMP, Hinge(delta=-1e9)], ids=["comp", "hinge-with-zero-coefficients"])
+@pytest.mark.parametrize(
+    "objective", [COMP, make_objective("slic", delta=-1e9)], ids=["comp", "hinge-with-zero-coefficients"]
+)
 def test_a_hidden_value_that_is_not_finite_poisons_its_own_group(value, softcap, objective):
     case = padded_case(6, 9, 20, 101, dtype=torch.float32)
     hidden, weight = case.hidden.clone(), case.weight.clone().requires_grad_()
@@ -217,3 +219,18 @@ def test_an_empty_sequence_of_a_coupled_objective():
     exact = reference.preference_loss(hidden, weight, batch, Coupled(), columns=columns)
     for a, b in zip(made, torch.autograd.grad(exact, [hidden, weight]), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_a_bad_forward_only_sequence_poisons_what_looks_at_it():
+    """KTO's reference point is in every group's loss; an objective that does not look at it is not touched."""
+    case = padded_case(6, 9, 20, 101, roles=1, forward_only=2)
+    hidden, weight = case.hidden.clone(), case.weight.clone().requires_grad_()
+    hidden.view(-1, 20)[int(case.batch.rows[case.batch.segments == 5][0])] = torch.nan
+    hidden.requires_grad_()
+    columns = {"desirable": torch.tensor([1.0, 0.0, 1.0, 0.0])}
+    kto = preference_loss(
+        hidden, weight, case.batch, make_objective("kto"), reference=torch.full((6,), -9.0), columns=columns
+    )
+    assert bool(kto.terms.loss.isnan().all()) and bool(kto.terms.coefficients[:4].isnan().all())
+    sft = preference_loss(hidden, weight, case.batch, make_objective("sft"))
+    assert bool(sft.terms.loss.isfinite().all()) and sft.seq_logps[5].isnan()

@@ -65,7 +65,10 @@ ANCHORS = {
     "anchors": lambda dtype, seed: padded(9, dtype, seed, anchors=3, anchor_weights=torch.tensor([1.0, 0.5, 2.0])),
     "anchors-only": lambda dtype, seed: packed(3, dtype, seed, anchors=3),
 }
-SINGLES = {"singles": lambda dtype, seed: padded(5, dtype, seed, roles=1)}
+SINGLES = {
+    "singles": lambda dtype, seed: padded(5, dtype, seed, roles=1),
+    "singles-and-others": lambda dtype, seed: padded(7, dtype, seed, roles=1, forward_only=2),
+}
 LISTS = {"lists": lambda dtype, seed: padded(9, dtype, seed, roles=3)}
 
 EXPO = {
@@ -78,13 +81,15 @@ CASES = [
     ("padded", make_objective("expo_reg", lam=0.3, logp_reduction="mean"), PAIRS["padded"]),
     ("padded", make_objective("expo_comp", lam=0.3, logp_reduction="mean"), PAIRS["padded"]),
     *((name, make_objective("expo_comp", lam=0.3, samples="anchors"), layout) for name, layout in ANCHORS.items()),
-    ("padded", small.RewardGap(), PAIRS["padded"]),
-    ("padded", small.SeveralReferences(), PAIRS["padded"]),
-    ("packed", small.Hinge(), PAIRS["packed"]),
-    ("packed", small.Downweighted(), PAIRS["packed"]),
-    ("padded", small.MixedMeans(), PAIRS["padded"]),
+    # one objective for each thing that an objective can need
+    ("padded", make_objective("distill"), PAIRS["padded"]),
+    ("padded", make_objective("infifpo", clip=False), PAIRS["padded"]),
+    ("packed", make_objective("slic"), PAIRS["packed"]),
+    ("packed", make_objective("lddpo"), PAIRS["packed"]),
+    ("padded", make_objective("cpo"), PAIRS["padded"]),
+    ("singles-and-others", make_objective("kto"), SINGLES["singles-and-others"]),
     ("singles", small.Coupled(), SINGLES["singles"]),
-    ("singles", small.TokenMean(), SINGLES["singles"]),
+    ("singles", make_objective("sft"), SINGLES["singles"]),
     ("lists", small.Listwise(), LISTS["lists"]),
     ("singles", small.Listwise(), SINGLES["singles"]),
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from expo_kernels.types import Counts, Objective, SequenceLogprobs
+from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs
 
 
 def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, seed: int = 0) -> SequenceLogprobs:
-    """Everything the objective declares, in float64: sums of log-probs of up to 30 tokens at `scale` nats each."""
+    """Everything the objective declares, in float64: sums of log-probs of up to 30 tokens at `scale` nats each, and a
+    reference off by that much too. Columns are positive, and of a third of them 1, as gaps, gains and marks may be."""
     random = torch.Generator().manual_seed(seed)
     needs = objective.needs
     K = needs.roles or 3
@@ -18,9 +19,9 @@ def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, see
 
     lengths = torch.randint(1, 30, (K, groups), generator=random).double()
     policy = -scale * lengths * normal(K, groups).abs()
-    reference = policy + normal(*((2,) if needs.several_references else ()), K, groups)
-    columns = {name: normal(groups) for name in needs.columns}
-    columns |= {name: normal(K, groups) for name in needs.sequence_columns}
+    reference = policy + (1.0 + scale) * normal(*((2,) if needs.several_references else ()), K, groups)
+    columns = {name: _some_ones(normal(groups)) for name in needs.columns}
+    columns |= {name: _some_ones(normal(K, groups)) for name in needs.sequence_columns}
     return SequenceLogprobs(
         policy=policy.requires_grad_(),
         lengths=lengths,
@@ -28,7 +29,12 @@ def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, see
         columns=columns,
         divisors=Counts(groups=groups, anchors=1, tokens=float(lengths[0].sum())),
         active=torch.ones(groups, dtype=torch.bool),
+        forward_only=ForwardOnly(normal(5), normal(5), torch.ones(5, dtype=torch.bool)) if needs.forward_only else None,
     )
+
+
+def _some_ones(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x < -0.5, 1.0, x.abs())
 
 
 def check_objective(objective: Objective) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from torch.nn.functional import logsigmoid
-
-from expo_kernels.objectives.pairs import REDUCTIONS, check_choice, check_number, difference, unit_slope
+from expo_kernels.objectives.checks import check_choice, check_number
+from expo_kernels.objectives.pairs import REDUCTIONS, difference, on_margin, unit_slope
+from expo_kernels.objectives.shapes import logistic
 from expo_kernels.types import Needs, PairForm, SequenceLogprobs, Terms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpoComp:
-    """A supervised term on the policy alone, and forward KL to the reference by samples of it.
+    """EXPO, compositional. A supervised term on the policy alone, and forward KL to the reference by samples of it.
 
         loss = softplus(-d) - lam E_{y ~ pi_ref}[logp(y)]          d = logp_w - logp_l
         d loss / d logp_w = -s(-d)    d loss / d logp_l = s(-d)    d loss / d logp_y = -lam * (weight of y)
@@ -22,25 +22,31 @@ class ExpoComp:
     samples: where the expectation comes from. "anchors" are unlabelled responses of the reference, the clean sample:
     the mean over the batch's anchors. "pair" takes the pair itself, weight 1/2 each (unbiased only if the two are
     independent draws from the reference): both coefficients fall by lam / 2.
-    The unsupervised term is always on sums; logp_reduction and temperature act on d. lam in (0, inf): towards 0 is
-    the Bradley-Terry end. The reward is the policy's own reduced log-prob, the margin is d.
+    The unsupervised term is always on sums; logp_reduction, temperature and offset (d less the offset, a margin that
+    the chosen response must win by; the last two are not the paper's) act on d. lam in (0, inf): towards 0 is the
+    Bradley-Terry end. The reward is the policy's own reduced log-prob, the margin is d.
     """
+
+    paper: ClassVar[str] = "2506.07492, eq. 13-16"
+    formula: ClassVar[str] = "log(1 + e^-d) - lam E_ref[logp]"
 
     lam: float
     samples: str = "pair"
     logp_reduction: str = "sum"
     temperature: float = 1.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("expo_comp", "lam", self.lam, 0.0, math.inf, open_low=True)
-        check_number("expo_comp", "temperature", self.temperature, 0.0, math.inf, open_low=True)
+        check_number("expo_comp", "lam", self.lam, open_low=True)
+        check_number("expo_comp", "temperature", self.temperature, open_low=True)
+        check_number("expo_comp", "offset", self.offset, -math.inf)
         check_choice("expo_comp", "samples", self.samples, ("pair", "anchors"))
         check_choice("expo_comp", "logp_reduction", self.logp_reduction, REDUCTIONS)
 
     @property
     def needs(self) -> Needs:
         scale = -self.lam if self.samples == "anchors" else None
-        return Needs(roles=2, lengths=self.logp_reduction == "mean", anchor_scale=scale)
+        return Needs(lengths=self.logp_reduction == "mean", anchor_scale=scale)
 
     @property
     def _pull(self) -> float:
@@ -48,15 +54,18 @@ class ExpoComp:
         return 0.5 * self.lam if self.samples == "pair" else 0.0
 
     @property
-    def pair_form(self) -> PairForm:
-        return PairForm("expo_comp", self.lam, self._pull, self.logp_reduction == "mean", self.temperature)
+    def pair_form(self) -> PairForm | None:
+        """No kernel has the offset."""
+        form = PairForm("expo_comp", self.lam, self._pull, self.logp_reduction == "mean", self.temperature)
+        return None if self.offset else form
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
-        slope = unit_slope(logps.lengths, self.logp_reduction, self.temperature)  # [2, P]
-        d = difference(logps.policy, slope)  # [P]
-        wrong = torch.sigmoid(-d)
-        loss, coefficients = -logsigmoid(d), torch.stack([-wrong, wrong]) * slope
-        if self.samples == "pair":
-            loss = loss - self._pull * logps.policy.sum(dim=0)
-            coefficients = coefficients - self._pull
-        return Terms(loss=loss, coefficients=coefficients, rewards=logps.policy * slope, margin=d)
+        slope = unit_slope(logps.lengths, self.logp_reduction, 1.0 / self.temperature)  # [2, P]
+        rewards = logps.policy * slope
+        d = difference(rewards) - self.offset  # [P]
+        terms = on_margin(*logistic(d), slope, rewards, d)
+        if self.samples == "anchors":
+            return terms
+        return terms._replace(
+            loss=terms.loss - self._pull * logps.policy.sum(dim=0), coefficients=terms.coefficients - self._pull
+        )

@@ -1,37 +1,34 @@
-"""What the objectives on pairs share: the reduction of sums, the difference d, and the checks of their parameters."""
+"""What the objectives share between sums of log-probs and a margin: reductions, ratios to the reference, slopes."""
 
 from __future__ import annotations
-
-import math
-import numbers
 
 import torch
 from torch import Tensor
 
+from expo_kernels.types import SequenceLogprobs, Terms
+
 REDUCTIONS = ("sum", "mean")
 
 
-def unit_slope(lengths: Tensor, logp_reduction: str, temperature: float) -> Tensor:
-    """d (reduced logp) / d (summed logp): 1 / temperature, and 1 / length under "mean".  [K, P] -> [K, P]"""
+def unit_slope(lengths: Tensor, logp_reduction: str, factor: float = 1.0) -> Tensor:
+    """d (factor * reduced logp) / d (summed logp): factor, and factor / length under "mean".  [K, P] -> [K, P]"""
     if logp_reduction == "mean":
-        return 1.0 / (lengths * temperature)
-    return torch.full_like(lengths, 1.0 / temperature)
+        return factor / lengths
+    return torch.full_like(lengths, factor)
 
 
-def difference(logps: Tensor, slope: Tensor) -> Tensor:
-    """d = slope_w logp_w - slope_l logp_l.  [..., 2, P], [2, P] -> [..., P]"""
-    reduced = logps * slope
-    return reduced[..., 0, :] - reduced[..., 1, :]
+def log_ratios(logps: SequenceLogprobs) -> Tensor:
+    """rho = logp - reference logp, of sums.  -> [K, P], or [R, K, P] with several references"""
+    assert logps.reference is not None, "the engine passes what is declared"
+    return logps.policy - logps.reference
 
 
-def check_number(where: str, name: str, value: object, low: float, high: float, *, open_low: bool) -> None:
-    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    if not (low < number if open_low else low <= number) or not number <= high or number == math.inf:
-        bracket = "(" if open_low else "["
-        upper = "inf)" if high == math.inf else f"{high:g}]"
-        raise ValueError(f"{where}: want {name} a number in {bracket}{low:g}, {upper}, got {value!r}")
+def difference(values: Tensor) -> Tensor:
+    """Of the first role and the second.  [..., 2, P] -> [..., P]"""
+    return values[..., 0, :] - values[..., 1, :]
 
 
-def check_choice(where: str, name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{where}: want {name} one of {', '.join(choices)}, got {value!r}")
+def on_margin(loss: Tensor, step: Tensor, slope: Tensor | float, rewards: Tensor, margin: Tensor) -> Terms:
+    """The terms of a loss that sees a pair's margin alone: step = d loss / d margin [P], and slope, a number or [2, P],
+    the derivative of the margin by logp_w and, but for its sign, by logp_l."""
+    return Terms(loss=loss, coefficients=torch.stack([step, -step]) * slope, rewards=rewards, margin=margin)

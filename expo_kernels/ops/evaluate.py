@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expo_kernels.types import Counts, Objective, SequenceLogprobs, Terms
+from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs, Terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,14 @@ class Evaluation:
     reference: Tensor | None  # [K, P] or [R, K, P]
     columns: Mapping[str, Tensor]  # [P] or [K, P]
     divisors: Counts
+    forward_only_lengths: Tensor  # [F] int64
+    forward_only_reference: Tensor | None  # [F]; None where not declared
 
-    def __call__(self, policy: Tensor, begin: int, end: int, terms: Terms | None = None) -> Terms:
-        """policy [K, end - begin] -> the terms of groups [begin, end), undivided. terms: a backend made them."""
+    def __call__(
+        self, policy: Tensor, begin: int, end: int, terms: Terms | None = None, forward_only: Tensor | None = None
+    ) -> Terms:
+        """policy [K, end - begin] -> the terms of groups [begin, end), undivided. terms: a backend made them.
+        forward_only [F]: the sums of those sequences, where the objective declares them."""
         lengths = self.lengths[:, begin:end]
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
         active = (lengths > 0).all(0)  # [G]
@@ -31,7 +36,9 @@ class Evaluation:
             columns = {name: column[..., begin:end] for name, column in self.columns.items()}
             # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
             counted = lengths.clamp(min=1).to(policy.dtype)
-            terms = self.objective(SequenceLogprobs(policy, counted, reference, columns, self.divisors, active))
+            others = None if forward_only is None else self._others(forward_only)
+            seen = SequenceLogprobs(policy, counted, reference, columns, self.divisors, active, others)
+            terms = self.objective(seen)
             self._check(terms, policy)
         finite = policy.isfinite().all(0)
         if reference is not None:
@@ -41,6 +48,12 @@ class Evaluation:
             coefficients=_settle(terms.coefficients, active, finite),
             rewards=terms.rewards,
             margin=terms.margin,
+        )
+
+    def _others(self, policy: Tensor) -> ForwardOnly:
+        reference = self.forward_only_reference
+        return ForwardOnly(
+            policy, None if reference is None else reference.to(policy.dtype), self.forward_only_lengths > 0
         )
 
     def primary_divisor(self) -> float | Tensor:

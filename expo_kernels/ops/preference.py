@@ -70,15 +70,17 @@ class _Run:
 
     def forward_only(self) -> None:
         self._log_probs(0, self.N)
+        self._sum_forward_only()
         self._objective((0, self.P), (0, self._grouped_tokens()))
 
     def with_gradient(self) -> None:
         host = self.batch.host
         plan = chunk_plan(host, self.problem.chunk_rows, self.evaluation.objective.needs.whole_batch)
         self.chunks.reserve(max([0, *[size(_kept(unit)) for unit in plan]]))
+        self._log_probs(self._trained_tokens(), self.N)
+        self._sum_forward_only()
         for unit in plan:
             self._unit(unit)
-        self._log_probs(sum(host.lengths[: self.S - host.forward_only]), self.N)
         if not self.terms:  # anchors only
             self._objective((0, 0), (0, 0))
 
@@ -120,7 +122,9 @@ class _Run:
         else:
             policy, made = self._fused_pairs(self._pair_form, groups, offsets, tokens)
         self.seq[: K * P].view(K, P)[:, a:b] = policy
-        terms = self.evaluation(policy, a, b, made)
+        shown = self.seq[self.S - self.batch.host.forward_only :]
+        declared = self.evaluation.objective.needs.forward_only
+        terms = self.evaluation(policy, a, b, made, shown if declared else None)
         self.c[: K * P].view(K, P)[:, a:b] = terms.coefficients / self.evaluation.primary_divisor()
         self.terms.append(terms)
 
@@ -149,6 +153,14 @@ class _Run:
             values = values * self.tokens.weights[slice(*tokens)].to(values.dtype)
         return self.problem.backend.segment_sum(values, offsets - tokens[0])
 
+    def _sum_forward_only(self) -> None:
+        """Before any group, since an objective may look at them."""
+        first = self.S - self.batch.host.forward_only
+        self.seq[first:] = self._sums(self.tokens.offsets[first:], (self._trained_tokens(), self.N))
+
+    def _trained_tokens(self) -> int:
+        return sum(self.batch.host.lengths[: self.S - self.batch.host.forward_only])
+
     def _grouped_tokens(self) -> int:
         return sum(self.batch.host.lengths[: self.K * self.P])
 
@@ -173,7 +185,8 @@ class _Run:
     def total(self) -> Tensor:
         """The scalar loss, once everything is scored."""
         anchors, first, tail = self.batch.host.anchors, self.K * self.P, self._grouped_tokens()
-        self.seq[first:] = self._sums(self.tokens.offsets[first:], (tail, self.N))
+        last = self.S - self.batch.host.forward_only
+        self.seq[first:last] = self._sums(self.tokens.offsets[first : last + 1], (tail, self._trained_tokens()))
         total = torch.cat([t.loss for t in self.terms]).sum() / self.evaluation.primary_divisor()
         if anchors:
             # an empty anchor has the sum 0; a NaN one is NaN here and, below, in dh of all its tokens

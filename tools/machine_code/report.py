@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from tools import marked
 from tools.machine_code.gates import Row
+from tools.marked import table
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "kernels.md"
-BEGIN, END = "<!-- machine code: begin -->", "<!-- machine code: end -->"
 HEADINGS = ("card", "kernel", "variant", "tile", "registers", "spills", "shared KiB", "tensor-core", "async copies")
 
 
@@ -16,23 +14,16 @@ def line(row: Row) -> str:
     return f"{row.card:8} {row.kernel:22} {row.variant:42} {row.tiles:24} {tuple(row.numbers)} {verdict}"
 
 
-def table(rows: list[Row]) -> str:
-    head = ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join("---" for _ in HEADINGS) + " |"]
-    return "\n".join(head + [_cells(row) for row in rows])
-
-
 def write(rows: list[Row], versions: str) -> None:
-    text = DOCUMENT.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{versions}\n\n{table(rows)}\n{END}{after}")
+    marked.write(
+        marked.DOCS / "kernels.md", "machine code", f"{versions}\n\n{table(HEADINGS, [_cells(row) for row in rows])}"
+    )
 
 
-def _cells(row: Row) -> str:
+def _cells(row: Row) -> tuple[object, ...]:
     n = row.numbers
     copies = "-" if n.async_copies is None else n.async_copies
-    cells = (
+    return (
         row.card, row.kernel, row.variant, row.tiles, n.registers, n.spilled, f"{n.shared_bytes / 1024:.0f}",
         n.main_loop, copies,
     )  # fmt: skip
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"

@@ -75,7 +75,17 @@ CARDS = {
         ("sm_80", False, Tiles(128, 256, 32, 8, 3), SHALLOW, None, SHALLOW, SMALL, LONG, 166_912),
         ("sm_86", False, SHALLOW, SHALLOW, None, SHALLOW, SMALL, LONG, 101_376),
         ("sm_90", False, SQUARE, SQUARE, HOPPER, SQUARE, SMALL, LONG, 232_448),
-        ("sm_100", False, SQUARE, SQUARE._replace(slices=1), BLACKWELL, SQUARE, SMALL, LONG, 232_448),
+        (
+            "sm_100",
+            False,
+            SQUARE,
+            SQUARE._replace(slices=1),
+            BLACKWELL,
+            SQUARE,
+            SMALL._replace(slices=2),
+            LONG,
+            232_448,
+        ),
         ("gfx942", False, CDNA, CDNA, None, CDNA, SMALL, LONG, 65_536),
     )
 }
