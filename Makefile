@@ -4,6 +4,7 @@
 # make machine-code    what the Triton kernels compile to, every card and kernel (no GPU wanted; six minutes)
 # make triton-versions the same with Triton 3.6 and the newest, in throw-away environments
 # make gpu-check       the tests that want a card, with the python3 that has torch and Triton (GPU_PY=...)
+# make synthetic       the paper's synthetic experiments and the small transformer (15 minutes); files in experiments/out
 # PIP_ARGS    options for every pip install, for instance another index
 
 VENV := .venv
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 GPU_PY := python3
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
 
-.PHONY: setup demo test test-all check bench machine-code triton-versions gpu-check clean
+.PHONY: setup demo test test-all check bench synthetic machine-code triton-versions gpu-check clean
 
 setup: $(READY)
 
@@ -55,6 +56,9 @@ triton-versions:
 gpu-check:
 	$(GPU_PY) -m expo_kernels
 	$(GPU_PY) -m pytest tests/gpu -o addopts= -p no:cacheprovider
+
+synthetic: $(READY)
+	$(PY) experiments/synthetic.py all
 
 bench: $(READY)
 	$(PY) -m benchmarks.bench_head

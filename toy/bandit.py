@@ -31,19 +31,24 @@ def draw_pairs(count: int, seed: int) -> Tensor:
     return torch.where(first_wins[:, None], drawn, drawn.flip(1))
 
 
-def bradley_terry_fit(pairs: Tensor) -> Tensor:
-    """The policy [3] that maximises the pairs' likelihood, by Newton steps in float64: what lambda -> 0 must reach."""
+def bradley_terry_fit(pairs: Tensor, score: str = "log") -> Tensor:
+    """The policy [3] under which the pairs [N, 2] score best, by Newton steps in float64: what lambda -> 0 must reach.
+
+    score "log" is the likelihood, the fit of the compositional loss; "brier" the squared error of the preferences, that
+    of the regression loss. Both are proper: with p* itself in place of a sample they agree.
+    """
     wins = torch.zeros(RESPONSES, RESPONSES, dtype=torch.float64)
     wins.index_put_((pairs[:, 0], pairs[:, 1]), torch.ones(len(pairs), dtype=torch.float64), accumulate=True)
 
-    def nll(free: Tensor) -> Tensor:
+    def loss(free: Tensor) -> Tensor:
         theta = torch.cat([free.new_zeros(1), free])
-        return -(wins * torch.nn.functional.logsigmoid(theta[:, None] - theta[None, :])).sum()
+        d = theta[:, None] - theta[None, :]
+        return (wins * (-torch.nn.functional.logsigmoid(d) if score == "log" else torch.sigmoid(-d).square())).sum()
 
     free = torch.zeros(RESPONSES - 1, dtype=torch.float64)
     for _ in range(30):
-        gradient = torch.autograd.functional.jacobian(nll, free)
-        free = free - torch.linalg.solve(torch.autograd.functional.hessian(nll, free), gradient)
+        gradient = torch.autograd.functional.jacobian(loss, free)
+        free = free - torch.linalg.solve(torch.autograd.functional.hessian(loss, free), gradient)
     return torch.softmax(torch.cat([free.new_zeros(1), free]), 0)
 
 

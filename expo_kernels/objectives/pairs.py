@@ -14,7 +14,7 @@ def unit_slope(lengths: Tensor, logp_reduction: str, factor: float = 1.0) -> Ten
     """d (factor * reduced logp) / d (summed logp): factor, and factor / length under "mean".  [K, P] -> [K, P]"""
     if logp_reduction == "mean":
         return factor / lengths
-    return torch.full_like(lengths, factor)
+    return torch.ones_like(lengths) * factor
 
 
 def log_ratios(logps: SequenceLogprobs) -> Tensor:

@@ -1,0 +1,1 @@
+"""The paper's experiments, and the same questions on a small transformer: python experiments/synthetic.py."""
