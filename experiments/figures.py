@@ -86,10 +86,10 @@ def preservation(data: Preservation) -> Figure:
 def language(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> Figure:
     """Distance to pi* against distance to pi_ref, a curve for each method over its parameter."""
     figure, ax = plt.subplots(figsize=(7.5, 6))
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = [row for row in rows if row["method"] == method]
         x, y = ([row[name] for row in own] for name in ("tv_reference", "tv_best"))
-        ax.plot(x, y, marker="o", markersize=3, label=method)
+        ax.plot(x, y, marker="o", markersize=3, label=method, color=matplotlib.colormaps["tab20"](i))
     ax.plot([0.0], [start["tv_best"]], "k*", markersize=11, label=r"$\pi_{ref}$ (start)")
     ax.plot([start["tv_best"]], [0.0], "k^", markersize=8, label=r"$\pi^*$")
     ax.set_xlabel(r"TV to $\pi_{ref}$")

@@ -138,7 +138,7 @@ def sweep(settings: Settings, methods: tuple[Method, ...] = METHODS) -> tuple[di
     task = make_task(settings)
     rows: list[dict[str, Any]] = []
     jobs = [(method, value) for method in methods for value in method.values]
-    for method, value in tqdm(jobs, desc=f"{'language':28}", unit="run", leave=False):
+    for method, value in tqdm(jobs, desc=f"{'language':28}", unit="run", leave=False, disable=None):
         objective = make_objective(method.name, **{method.parameter: value}, **dict(method.fixed))
         made = distances(train(task, objective, settings), task)
         rows.append({"method": method.title, "parameter": value, **made})

@@ -13,6 +13,7 @@ Figures (PNG, PDF), tables (Markdown) and every final policy (CSV) go to --out. 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path[:0] = [] if str(ROOT) in sys.path else [str(ROOT)]
 import torch  # noqa: E402
 
 from experiments import bandits, figures, tables  # noqa: E402
+from tools import marked  # noqa: E402
 
 FIGURES = ("figure3", "figure4", "figure5", "figure8", "language")
 
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all", choices=[*FIGURES, "all"])
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "out", help="where the files go")
+    parser.add_argument("--publish", action="store_true", help="figures and tables also into docs/experiments.md")
     parser.add_argument("--quick", action="store_true", help="fewer seeds, lambdas and steps: a look, not the result")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -38,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in FIGURES if args.what == "all" else (args.what,):
         began = time.perf_counter()
         lines = make(name, args.out, args.quick, alone=args.what != "all")
+        if args.publish:
+            publish(name, args.out, lines)
         print(f"{name} ({time.perf_counter() - began:.0f} s)\n\n{lines}\n", flush=True)
 
 
@@ -63,6 +68,12 @@ def make(name: str, out: Path, quick: bool, alone: bool) -> str:
     tables.write_csv(out / f"{name}.csv", rows)
     (out / f"{name}.md").write_text(text + "\n")
     return text
+
+
+def publish(name: str, out: Path, text: str) -> None:
+    shutil.copy(out / f"{name}.png", marked.DOCS / "figures")
+    if name in ("figure4", "figure5", "language"):  # 3 and 8 are the ends of 4
+        marked.write(marked.DOCS / "experiments.md", name, text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
-    torch.set_num_threads(max(2, torch.get_num_threads() // workers))
+    # threads of several workers on the same cores only wait for each other; test_bits.py asks for two
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for what a test starts
 
 

@@ -16,6 +16,15 @@ IDS = {"ids": lambda d: str(d).removeprefix("torch.")}
 SIZES = [(33, 301), (64, 1000), (257, 777), (512, 4099)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _two_threads():
+    """A sum must not depend on how threads share it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 def test_two_runs_are_identical(dtype):
     objective = make_objective("expo_reg", lam=0.3, temperature=20.0)
