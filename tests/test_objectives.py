@@ -15,7 +15,7 @@ import torch
 from expo_kernels import Objective, SequenceLogprobs
 from expo_kernels.objectives import OBJECTIVES, ExpoReg, WithSFT, check_objective, make_objective
 from expo_kernels.objectives.check import random_inputs
-from expo_kernels.objectives.shapes import EXPONENT_LIMIT, SHAPES
+from expo_kernels.objectives.parts.shapes import EXPONENT_LIMIT, SHAPES
 from expo_kernels.types import Counts, ForwardOnly
 from toy import bandit
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
 
-from expo_kernels.objectives.checks import check_choice, check_number
-from expo_kernels.objectives.pairs import log_ratios
+from expo_kernels.objectives.parts.checks import check_choice, check_number
+from expo_kernels.objectives.parts.pairs import log_ratios
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from expo_kernels.objectives.checks import check_number
-from expo_kernels.objectives.pairs import difference, log_ratios
-from expo_kernels.objectives.shapes import logistic
+from expo_kernels.objectives.parts.checks import check_number
+from expo_kernels.objectives.parts.pairs import difference, log_ratios
+from expo_kernels.objectives.parts.shapes import logistic
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expo_kernels.objectives.checks import check_number
-from expo_kernels.objectives.imitation import add_sft, check_sft, sft_needs, sft_slope
-from expo_kernels.objectives.pairs import difference, on_margin
-from expo_kernels.objectives.shapes import noisy_logistic
+from expo_kernels.objectives.parts.checks import check_number
+from expo_kernels.objectives.parts.imitation import add_sft, check_sft, sft_needs, sft_slope
+from expo_kernels.objectives.parts.pairs import difference, on_margin
+from expo_kernels.objectives.parts.shapes import noisy_logistic
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

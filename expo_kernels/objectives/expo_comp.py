@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expo_kernels.objectives.checks import check_choice, check_number
-from expo_kernels.objectives.pairs import REDUCTIONS, difference, on_margin, unit_slope
-from expo_kernels.objectives.shapes import logistic
+from expo_kernels.objectives.parts.checks import check_choice, check_number
+from expo_kernels.objectives.parts.pairs import REDUCTIONS, difference, on_margin, unit_slope
+from expo_kernels.objectives.parts.shapes import logistic
 from expo_kernels.types import Needs, PairForm, SequenceLogprobs, Terms
 
 

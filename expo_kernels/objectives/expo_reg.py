@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from expo_kernels.objectives.checks import check_choice, check_number
-from expo_kernels.objectives.pairs import REDUCTIONS, difference, on_margin, unit_slope
+from expo_kernels.objectives.parts.checks import check_choice, check_number
+from expo_kernels.objectives.parts.pairs import REDUCTIONS, difference, on_margin, unit_slope
 from expo_kernels.types import Needs, PairForm, SequenceLogprobs, Terms
 
 

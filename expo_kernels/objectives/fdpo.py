@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expo_kernels.objectives.checks import check_choice, check_number
-from expo_kernels.objectives.pairs import difference, log_ratios, on_margin
-from expo_kernels.objectives.shapes import Shape, limited_exp, logistic
+from expo_kernels.objectives.parts.checks import check_choice, check_number
+from expo_kernels.objectives.parts.pairs import difference, log_ratios, on_margin
+from expo_kernels.objectives.parts.shapes import Shape, limited_exp, logistic
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 DIVERGENCES = ("js", "forward_kl", "reverse_kl", "alpha")

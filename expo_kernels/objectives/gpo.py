@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from expo_kernels.objectives.checks import check_choice, check_number
-from expo_kernels.objectives.pairs import REDUCTIONS, difference, log_ratios, on_margin, unit_slope
-from expo_kernels.objectives.shapes import SHAPES
+from expo_kernels.objectives.parts.checks import check_choice, check_number
+from expo_kernels.objectives.parts.pairs import REDUCTIONS, difference, log_ratios, on_margin, unit_slope
+from expo_kernels.objectives.parts.shapes import SHAPES
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

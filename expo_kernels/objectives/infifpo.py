@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expo_kernels.objectives.checks import check_bool, check_choice, check_number
-from expo_kernels.objectives.pairs import REDUCTIONS, difference, on_margin, unit_slope
-from expo_kernels.objectives.shapes import logistic
+from expo_kernels.objectives.parts.checks import check_bool, check_choice, check_number
+from expo_kernels.objectives.parts.pairs import REDUCTIONS, difference, on_margin, unit_slope
+from expo_kernels.objectives.parts.shapes import logistic
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expo_kernels.objectives.checks import check_number
-from expo_kernels.objectives.imitation import add_sft, check_sft, sft_needs, sft_slope
-from expo_kernels.objectives.pairs import difference, on_margin
-from expo_kernels.objectives.shapes import Shape, logistic
+from expo_kernels.objectives.parts.checks import check_number
+from expo_kernels.objectives.parts.imitation import add_sft, check_sft, sft_needs, sft_slope
+from expo_kernels.objectives.parts.pairs import difference, on_margin
+from expo_kernels.objectives.parts.shapes import Shape, logistic
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 SMALLEST_NLL = 1e-4  # of a token, on average

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import logsigmoid
 
-from expo_kernels.objectives.checks import check_number
-from expo_kernels.objectives.pairs import difference, log_ratios, on_margin
+from expo_kernels.objectives.parts.checks import check_number
+from expo_kernels.objectives.parts.pairs import difference, log_ratios, on_margin
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

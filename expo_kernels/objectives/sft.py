@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from expo_kernels.objectives.checks import check_choice
-from expo_kernels.objectives.imitation import SFT_REDUCTIONS
+from expo_kernels.objectives.parts.checks import check_choice
+from expo_kernels.objectives.parts.imitation import SFT_REDUCTIONS
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

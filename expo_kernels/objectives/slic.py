@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from expo_kernels.objectives.checks import check_number
-from expo_kernels.objectives.imitation import add_sft, check_sft, sft_needs, sft_slope
-from expo_kernels.objectives.pairs import difference
+from expo_kernels.objectives.parts.checks import check_number
+from expo_kernels.objectives.parts.imitation import add_sft, check_sft, sft_needs, sft_slope
+from expo_kernels.objectives.parts.pairs import difference
 from expo_kernels.types import Needs, SequenceLogprobs, Terms
 
 

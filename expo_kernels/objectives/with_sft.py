@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from expo_kernels.objectives.imitation import add_sft, check_sft, sft_needs, sft_slope
+from expo_kernels.objectives.parts.imitation import add_sft, check_sft, sft_needs, sft_slope
 from expo_kernels.types import Batch, Needs, Objective, SequenceLogprobs, Terms
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from expo_kernels.objectives.checks import check_choice, check_number
+from expo_kernels.objectives.parts.checks import check_choice, check_number
 from expo_kernels.types import Needs, SequenceLogprobs
 
 # "tokens": a mean over the batch's chosen tokens; "mean": over each response's own; "sum": the sequence's sum
