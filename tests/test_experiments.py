@@ -18,8 +18,8 @@ EXPO = ("expo_comp", "expo_reg")
 
 
 def test_interpolation():
-    """At a small lambda EXPO's losses are within 0.02, in every probability and for every seed, of the Bradley-Terry fit
-    of their data under their own proper score; the others put more than 0.95 on the mode in the median."""
+    """At a small lambda EXPO's losses are within 0.02, in every probability and for every seed, of the Bradley-Terry
+    fit of their data under their own proper score; the others put more than 0.95 on the mode in the median."""
     ends = bandits.interpolation(QUICK, ends_only=True)
     for runs in ends.runs:
         low = runs.final[0, :, 0]

@@ -1,8 +1,7 @@
 """The objectives by name. Each is a frozen dataclass on a page of its own: formula, coefficients, what it needs.
 
-checks.py   of parameters            pairs.py      reductions, ratios, margins
-shapes.py   functions of a margin    imitation.py  the SFT term, and with_sft.py around any objective
-check.py    coefficients against autograd, for an objective of one's own
+make.py       a name and parameters -> an objective      parts/      what the pages share
+with_sft.py   imitation beside any of them               check.py    coefficients against autograd
 """
 
 from __future__ import annotations
