@@ -31,7 +31,7 @@ EXACT_STEPS = 8000
 
 
 class Settings(NamedTuple):
-    """What a shortened run changes; the defaults are the paper's."""
+    """What a shortened run changes; the defaults are the paper's where it says them (docs/experiments.md)."""
 
     pairs: int = 300  # of the interpolation, each of the three pairs a third
     draws: int = 200  # of each prompt of the preservation

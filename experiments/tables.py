@@ -32,7 +32,7 @@ def every_seed(runs: Sequence[Runs], world: World, fits: dict[str, Tensor], data
                     policy = one.final[i, seed, x]
                     row: dict[str, object] = {
                         "data": data, "method": one.method.title, "lambda": f"{lam:.6g}", "seed": seed,
-                        "prompt": ("good", "bad")[x],
+                        "prompt": ("good", "bad")[x] if world.best.shape[0] > 1 else "only",
                     }  # fmt: skip
                     row |= {name: f"{p:.6f}" for name, p in zip("abc", policy.tolist(), strict=True)}
                     row["tv_best"] = f"{total_variation(policy, world.best[x]):.6f}"

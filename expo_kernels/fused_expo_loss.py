@@ -106,5 +106,5 @@ def _loss(
     check_stats(where, stats)
     problem = make_problem(where, hidden, weight, batch, head, execution)
     evaluation = make_evaluation(where, objective, batch, reference, columns, divisor)
-    problem = problem.with_batch(with_declared_weights(where, objective, batch))
+    problem = problem.with_batch(with_declared_weights(objective, batch, where))
     return preference(problem, evaluation, tuple(stats))

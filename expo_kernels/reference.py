@@ -49,7 +49,7 @@ def preference_loss(
     head: HeadOptions | None = None,
 ) -> Tensor:
     """-> the scalar loss; the objective's divisor, anchors and inactive groups as in fused_expo_loss."""
-    batch = with_declared_weights("reference", objective, batch)
+    batch = with_declared_weights(objective, batch, "reference")
     seq = sequence_logprob(hidden, weight, batch, head)
     return objective_loss(seq, batch, objective, reference, columns, divisors)
 

@@ -35,6 +35,7 @@ class HostLayout:
     max_label: int  # -1 without tokens
     repeated_rows: bool  # some hidden row predicts several scored tokens
     mean_weights: bool  # the token weights already turn sums into means
+    weighted_by: object | None = None  # the objective whose declared token weights are among them
 
     @property
     def grouped_sequences(self) -> int:
@@ -74,8 +75,8 @@ class Batch:
 
 
 class Divisors(NamedTuple):
-    """What sums are divided by, each where the objective divides by it. None: the batch's own count. A trainer passes
-    the step's global counts."""
+    """What sums are divided by; a trainer passes the step's global counts. Every count that the loss divides by must be
+    named, for one left to the batch beside one of the step would be neither."""
 
     groups: float | Tensor | None = None  # active groups
     anchors: float | Tensor | None = None  # non-empty anchors

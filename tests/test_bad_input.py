@@ -173,6 +173,10 @@ BAD = {
         ),
         r"want reference \[4\]",
     ),
+    "no reference at all": (
+        lambda: loss(objective=make_objective("infifpo"), reference=torch.zeros(0, 4)),
+        "want at least one reference",
+    ),
     "roles of the objective": (
         lambda: loss(objective=make_objective("sft")),
         "groups of 1, got a batch with groups of 2",
@@ -191,7 +195,7 @@ BAD = {
         "does so already",
     ),
     "divisor zero": (lambda: loss(divisor=0), "positive divisor of groups, got 0"),
-    "divisor of anchors": (lambda: loss(divisor=Divisors(anchors=-1.0)), "positive divisor of anchors"),
+    "divisor of anchors": (lambda: loss(divisor=Divisors(groups=1.0, anchors=-1.0)), "positive divisor of anchors"),
     "divisor a vector": (lambda: loss(divisor=torch.ones(2)), "one number as divisor"),
     "bias' shape": (lambda: head(bias=torch.ones(D)), r"bias \[30\]"),
     "softcap zero": (lambda: head(softcap=0.0), "softcap a positive number, got 0.0"),

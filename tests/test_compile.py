@@ -79,6 +79,8 @@ CASES = {
     "anchors": ({"anchors": 2}, make_objective("expo_comp", lam=0.3, samples="anchors")),
     "hinge": ({}, make_objective("slic", sft_weight=0.1, sft_reduction="tokens")),
     "a user's own on lists": ({"roles": 3}, Listwise()),
+    "imitation beside another": ({}, make_objective("simpo", sft_weight=0.1)),
+    "a mark, and others to look at": ({"roles": 1, "forward_only": 2}, make_objective("kto")),
 }
 
 
@@ -87,11 +89,21 @@ def test_the_loss_traces_into_one_graph(name):
     layout, objective = CASES[name]
     case = padded_case(6, 12, 16, 65, bias=True, softcap=5.0, **layout)
     columns = {"reward": torch.randn(6)} if isinstance(objective, Listwise) else None
+    columns = {"desirable": torch.tensor([1.0, 0.0, 0.0, 1.0])} if "desirable" in objective.needs.columns else columns
+    reference = -torch.rand(6) * 30 if objective.needs.reference else None
     execution = Execution(workspace_bytes=SMALL, skip_inactive=False)
 
     def function(hidden, weight, head):
         return preference_loss(
-            hidden, weight, case.batch, objective, columns=columns, head=head, execution=execution, stats=("entropy",)
+            hidden,
+            weight,
+            case.batch,
+            objective,
+            columns=columns,
+            reference=reference,
+            head=head,
+            execution=execution,
+            stats=("entropy",),
         )
 
     eager = gradients(function, case)

@@ -150,11 +150,11 @@ def test_loss_and_gradients_on_any_layout(layout, seed, workspace_bytes):
     batch = from_padded(labels, roles=roles, anchors=anchors, forward_only=forward_only)
     hidden = torch.randn(*mask.shape, 4, generator=random, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(23, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    own = default_divisors(batch.host)._replace(anchors=max(anchors, 1))
     out = preference_loss(
-        hidden, weight, batch, SumOfSquares(), divisor=Divisors(anchors=max(anchors, 1)),
+        hidden, weight, batch, SumOfSquares(), divisor=Divisors(*own),
         execution=Execution(workspace_bytes=workspace_bytes),
     )  # fmt: skip
-    own = default_divisors(batch.host)._replace(anchors=max(anchors, 1))
     exact = reference.preference_loss(hidden, weight, batch, SumOfSquares(), divisors=own)
     assert torch.allclose(out.loss, exact, rtol=1e-10, atol=1e-12)
     made = torch.autograd.grad(out.loss, [hidden, weight])

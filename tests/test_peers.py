@@ -63,6 +63,21 @@ def test_liger():
     assert float(theirs) == pytest.approx(mean_loss(make("kto", beta=0.3, reference_point="column"), single))
 
 
+@pytest.mark.parametrize("name", ["cpo", "orpo"])
+def test_liger_fused_with_its_nll(name):
+    """The whole loss, nll of the chosen responses included, and the gradients of hidden states and weight."""
+    from liger_kernel.chunked_loss import LigerFusedLinearCPOLoss, LigerFusedLinearORPOLoss
+
+    fused = {"cpo": LigerFusedLinearCPOLoss, "orpo": LigerFusedLinearORPOLoss}[name](beta=0.3, compiled=False)
+    hidden, weight = torch.randn(6, 9, 16, requires_grad=True), torch.randn(31, 16, requires_grad=True)
+    labels = torch.randint(0, 31, (6, 9)).masked_fill(torch.arange(9) < torch.arange(6)[:, None], -100)
+    theirs = fused(weight, hidden, labels)[0]
+    ours = preference_loss(hidden, weight, from_padded(labels), make(name, beta=0.3)).loss
+    close_enough(ours, theirs)
+    for mine, other in zip(*(torch.autograd.grad(x, [hidden, weight]) for x in (ours, theirs)), strict=True):
+        assert float((mine - other).norm()) <= 1e-5 * float(other.norm())
+
+
 @pytest.mark.parametrize(("kind", "ours", "means"), [
     ("sigmoid", make("cpo", beta=0.3, sft_weight=0.0, label_smoothing=0.1), False),
     ("simpo", make("simpo", beta=0.3, gamma=0.7, label_smoothing=0.1), True),
@@ -143,7 +158,7 @@ def close_enough(ours, theirs):
 
 
 def reference_sums(network, labels, hidden, objective, **layout):
-    batch = with_declared_weights("test", objective, from_padded(labels, **layout))
+    batch = with_declared_weights(objective, from_padded(labels, **layout))
     return sequence_logprob(hidden, network.lm_head.weight, batch)
 
 

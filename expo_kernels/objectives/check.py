@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs
@@ -9,7 +11,7 @@ from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs
 
 def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, seed: int = 0) -> SequenceLogprobs:
     """Everything the objective declares, in float64: sums of log-probs of up to 30 tokens at `scale` nats each, and a
-    reference off by that much too. Columns are positive, and of a third of them 1, as gaps, gains and marks may be."""
+    reference off by that much too. Columns are positive, or zeros and ones where the objective refuses that."""
     random = torch.Generator().manual_seed(seed)
     needs = objective.needs
     K = needs.roles or 3
@@ -20,8 +22,10 @@ def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, see
     lengths = torch.randint(1, 30, (K, groups), generator=random).double()
     policy = -scale * lengths * normal(K, groups).abs()
     reference = policy + (1.0 + scale) * normal(*((2,) if needs.several_references else ()), K, groups)
-    columns = {name: _some_ones(normal(groups)) for name in needs.columns}
-    columns |= {name: _some_ones(normal(K, groups)) for name in needs.sequence_columns}
+    shapes = {**dict.fromkeys(needs.columns, (groups,)), **dict.fromkeys(needs.sequence_columns, (K, groups))}
+    columns = {name: normal(*shape).abs() for name, shape in shapes.items()}
+    if not _takes(objective, columns):  # then marks
+        columns = {name: (column > 0.6).double() for name, column in columns.items()}
     return SequenceLogprobs(
         policy=policy.requires_grad_(),
         lengths=lengths,
@@ -33,8 +37,12 @@ def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, see
     )
 
 
-def _some_ones(x: torch.Tensor) -> torch.Tensor:
-    return torch.where(x < -0.5, 1.0, x.abs())
+def _takes(objective: Objective, columns: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        getattr(objective, "check_columns", lambda columns: None)(columns)
+    except ValueError:
+        return False
+    return True
 
 
 def check_objective(objective: Objective) -> None:

@@ -42,5 +42,5 @@ class DPOP:
         margin = self.beta * (difference(rho) - self.lam * (-rho[0]).clamp(min=0.0))
         right = logistic(margin)
         step = self.beta * right.slope
-        chosen = step * torch.where(rho[0] < 0, 1.0 + self.lam, 1.0).to(step.dtype)
+        chosen = step * (1.0 + self.lam * (rho[0] < 0).to(step.dtype))
         return Terms(right.value, torch.stack([chosen, -step]), self.beta * rho, margin)

@@ -23,7 +23,7 @@ class InfiFPO:
     reference[0] is the pivot, the policy before training; the others are the sources. clip: a source may raise the
     chosen response's reference above the pivot's and lower the rejected one's, never the opposite, so that a weak
     source cannot undo what the pivot knows. fusion "max_margin" takes for each response the source furthest from the
-    pivot (per token, under "mean"), "mean" their average. logp_reduction "sum" leaves lengths out. With one reference
+    pivot, "mean" their average. logp_reduction "sum" leaves lengths out. With one reference
     it is DPO. The reward is beta rho.
     """
 

@@ -45,7 +45,9 @@ class IRPO:
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)  # [K, P]
         position = torch.arange(2, rewards.shape[0] + 2, device=rewards.device, dtype=rewards.dtype)
-        weights = logps.columns["gain"].to(rewards.dtype) / position.log2()[:, None]
+        gain = logps.columns["gain"].to(rewards.dtype)
+        gain = torch.where(gain >= 0, gain, torch.nan)  # a device's values are not checked before
+        weights = gain / position.log2()[:, None]
         logp = torch.log_softmax(rewards, 0)
         slope = logp.exp() * weights.sum(0) - weights
         return Terms(-(weights * logp).sum(0), self.beta * slope, rewards)

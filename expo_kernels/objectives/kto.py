@@ -62,9 +62,10 @@ class KTO:
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rho = log_ratios(logps)[0]  # [P]
-        desirable = logps.columns["desirable"].bool()
-        sign = torch.where(desirable, 1.0, -1.0).to(rho.dtype)
-        weight = torch.where(desirable, self.desirable_weight, self.undesirable_weight).to(rho.dtype)
+        mark = logps.columns["desirable"].to(rho.dtype)
+        mark = torch.where((mark == 0) | (mark == 1), mark, torch.nan)  # a device's values are not checked before
+        sign = 2.0 * mark - 1.0
+        weight = self.undesirable_weight + (self.desirable_weight - self.undesirable_weight) * mark
         x = self.beta * sign * (rho - self._reference_point(logps, rho))
         wrong = torch.sigmoid(-x)
         coefficients = -weight * self.beta * sign * torch.sigmoid(x) * wrong

@@ -21,8 +21,8 @@ class LDDPO:
         loss = -log s(m)      m = beta (rho_w - rho_l)      rho = sum_t a_t (logp_t - ref_t)
         a_t = 1 up to the shorter response's length, alpha beyond;      d loss / d logp_w,t = -beta s(-m) a_t
 
-    alpha 1 is DPO, 0 drops what is longer. The reference's sums must carry the same token weights: make them of a batch
-    that layout.with_declared_weights has given them. The reward is beta rho.
+    alpha 1 is DPO, 0 drops what is longer. The reference's sums must carry the same token weights: make them of the
+    batch that layout.with_declared_weights(objective, batch) returns. The reward is beta rho.
     """
 
     paper: ClassVar[str] = "2409.06411"
@@ -45,7 +45,8 @@ class LDDPO:
         shorter = batch.lengths[: K * P].view(K, P).amin(0).repeat(K)  # of its group, for each sequence
         shorter = torch.cat([shorter, batch.lengths[K * P :]])  # what stands outside groups keeps all its tokens
         position = torch.arange(batch.labels.shape[0], device=batch.labels.device) - batch.offsets[batch.segments]
-        return torch.where(position < shorter[batch.segments], 1.0, self.alpha)
+        beyond = position >= shorter[batch.segments]
+        return torch.ones_like(beyond, dtype=torch.float32).masked_fill_(beyond, self.alpha)
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from expo_kernels.objectives.parts.checks import check_choice, check_number
@@ -49,5 +50,7 @@ class ODPO:
         rewards = self.beta * log_ratios(logps)
         margin = difference(rewards)
         gap = logps.columns["gap"].to(margin.dtype)
-        offset = self.alpha * (gap.log() if self.scaling == "log" else gap)
+        if self.scaling == "log":
+            gap = torch.where(gap > 0, gap, torch.nan).log()  # a device's values are not checked before
+        offset = self.alpha * gap
         return on_margin(*logistic(margin - offset), self.beta, rewards, margin)

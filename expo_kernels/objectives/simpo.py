@@ -19,8 +19,9 @@ class SimPO:
         loss = -log s(m - margin)      m = beta (logp_w / |w| - logp_l / |l|)
         d loss / d logp_w = -beta s(margin - m) / |w|      d loss / d logp_l = beta s(margin - m) / |l|
 
-    margin is the paper's gamma; gamma_beta_ratio gives it as a multiple of beta. label_smoothing as in dpo. The reward
-    is beta times the mean log-prob, the margin of the output is m (without the parameter `margin`).
+    margin is the paper's gamma; gamma_beta_ratio gives it as a multiple of beta. label_smoothing as in dpo. The
+    defaults are those that the EXPO paper compares with (TRL and Liger: beta 0.1, margin 0.5). The reward is beta times
+    the mean log-prob, the margin of the output is m (without the parameter `margin`).
     """
 
     paper: ClassVar[str] = "2405.14734, eq. 6"

@@ -19,8 +19,8 @@ class WithSFT:
 
         loss = objective - sft_weight (reduced logp of the first role)
 
-    sft_reduction: a mean over the batch's tokens of that role ("tokens"; for single responses the undesirable ones'
-    tokens count in it), over each response's own ("mean"), or none ("sum").
+    sft_reduction: a mean over the batch's tokens of that role ("tokens"; of single responses all tokens count in the
+    divisor, the undesirable ones' too), over each response's own ("mean"), or none ("sum").
     """
 
     objective: Objective

@@ -32,17 +32,22 @@ class Evaluation:
         lengths = self.lengths[:, begin:end]
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
         active = (lengths > 0).all(0)  # [G]
+        columns = {name: column[..., begin:end] for name, column in self.columns.items()}
+        others = None if forward_only is None else self._others(forward_only)
         if terms is None:
-            columns = {name: column[..., begin:end] for name, column in self.columns.items()}
             # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
             counted = lengths.clamp(min=1).to(policy.dtype)
-            others = None if forward_only is None else self._others(forward_only)
             seen = SequenceLogprobs(policy, counted, reference, columns, self.divisors, active, others)
             terms = self.objective(seen)
             self._check(terms, policy)
         finite = policy.isfinite().all(0)
         if reference is not None:
             finite = finite & reference.flatten(0, -2).isfinite().all(0)
+        for column in columns.values():
+            finite = finite & column.isfinite().view(-1, end - begin).all(0)
+        if others is not None:  # in every group's loss
+            finite = finite & others.policy.isfinite().all()
+            finite = finite if others.reference is None else finite & others.reference.isfinite().all()
         return Terms(
             loss=_settle(terms.loss, active, finite),
             coefficients=_settle(terms.coefficients, active, finite),
