@@ -85,6 +85,32 @@ def test_the_batches_and_the_head_of_the_readme():
     exec(code(README, "### Any objective, any head"), {**names, "batch": from_padded(labels)})
 
 
+def test_the_calls_of_the_objectives_page():
+    page, k, F, A = (ROOT / "docs" / "objectives.md").read_text(), 3, 2, 3
+    names = {"weight": torch.randn(V, D), "ref_weight": torch.randn(V, D), "k": k, "F": F, "A": A}
+    for suffix, rows in (("", 2 * P), ("_kto", P + F), ("_k", k * P), ("_a", 2 * P + A)):
+        names |= {
+            f"labels{suffix}": torch.randint(0, V, (rows, T)), f"hidden{suffix}": torch.randn(rows, T, D),
+            f"reference{suffix}": -30 * torch.rand(rows),
+        }  # fmt: skip
+    names |= {
+        "gap": torch.arange(1, P + 1), "desirable": torch.arange(P) % 2 == 0, "reward": torch.arange(k * P),
+        "ref_hidden": names["hidden"], "references": -30 * torch.rand(3, 2 * P), "pairs_of_the_step": 2 * P,
+        "chosen_tokens_of_the_step": 2 * P * T,
+    }  # fmt: skip
+    text = (
+        code(page, "## How to call them")
+        .replace("\nloss(", "\nmade = loss(")
+        .replace("\npreference", "\nmade = preference")
+    )
+    parts = text.split("\nmade = ")
+    exec(parts[0], names)
+    assert len(parts) == 8
+    for part in parts[1:]:
+        exec("made = " + part, names)
+        assert bool(names["made"].loss.isfinite())
+
+
 def test_the_tables_of_objectives_are_those_of_the_classes():
     for name, text in objectives_table.generated().items():
         assert marked.read(objectives_table.PAGES[name], name) == text, "python -m tools.objectives_table --write"
