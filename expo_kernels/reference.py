@@ -73,7 +73,7 @@ def objective_loss(
         lengths=lengths.clamp(min=1).to(seq.dtype),
         reference=None if reference is None else _grouped(reference.to(seq.dtype), K, P),
         columns={
-            name: column.view(K, P) if name in needs.sequence_columns else column
+            name: (column.view(K, P) if name in needs.sequence_columns else column).to(seq.dtype)
             for name, column in (columns or {}).items()
         },
         divisors=divisors,

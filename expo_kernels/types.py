@@ -76,7 +76,7 @@ class Batch:
 
 class Divisors(NamedTuple):
     """What sums are divided by; a trainer passes the step's global counts. Every count that the loss divides by must be
-    named, for one left to the batch beside one of the step would be neither."""
+    named, for one left to the batch beside one of the step would be neither; more may be."""
 
     groups: float | Tensor | None = None  # active groups
     anchors: float | Tensor | None = None  # non-empty anchors
@@ -106,7 +106,7 @@ class SequenceLogprobs(NamedTuple):
     policy: Tensor  # [K, P]
     lengths: Tensor  # [K, P] in the dtype of policy, at least 1
     reference: Tensor | None  # [K, P], or [R, K, P] with several references
-    columns: Mapping[str, Tensor]  # [P], or [K, P] for columns declared per sequence
+    columns: Mapping[str, Tensor]  # [P], or [K, P] for columns declared per sequence; in the dtype of policy
     divisors: Counts  # for losses that mix two means
     active: Tensor  # [P] bool: no sequence of the group is empty
     forward_only: ForwardOnly | None = None  # where declared
@@ -119,6 +119,13 @@ class Terms(NamedTuple):
     coefficients: Tensor  # [K, P], d loss / d policy in closed form
     rewards: Tensor  # [K, P]
     margin: Tensor | None = None  # [P]
+
+    def check(self, where: str, K: int, P: int) -> None:
+        """Raises ValueError where a shape is not what the engine reads."""
+        for name, want in (("loss", (P,)), ("coefficients", (K, P)), ("rewards", (K, P)), ("margin", (P,))):
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != want:
+                raise ValueError(f"{where}: want {name} of shape {want}, got {tuple(value.shape)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +144,11 @@ class Needs:
     anchor_scale: float | None = None  # an anchor's loss is anchor_scale * weight * logp; None: takes no anchors
     divisor: str = "groups"  # or "tokens": what the sum of its losses is divided by
     mixes_divisors: bool = False  # uses more than one of logps.divisors, so a caller may not pass a single number
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "sequence_columns"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"Needs: want {name} a tuple of names, got the string {getattr(self, name)!r}")
 
 
 class PairForm(NamedTuple):

@@ -173,6 +173,18 @@ BAD = {
         ),
         r"want reference \[4\]",
     ),
+    "columns that are no mapping": (
+        lambda: loss(objective=make_objective("distill"), reference=REFERENCE, columns=torch.ones(2)),
+        "want columns a Mapping, got Tensor",
+    ),
+    "a complex column": (
+        lambda: loss(
+            objective=make_objective("distill"),
+            reference=REFERENCE,
+            columns={"gap": torch.ones(2, dtype=torch.complex64)},
+        ),
+        "want column gap of real numbers",
+    ),
     "no reference at all": (
         lambda: loss(objective=make_objective("infifpo"), reference=torch.zeros(0, 4)),
         "want at least one reference",

@@ -12,7 +12,7 @@ import pytest
 import small_objectives
 import torch
 
-from expo_kernels import Objective, SequenceLogprobs
+from expo_kernels import Needs, Objective, SequenceLogprobs
 from expo_kernels.objectives import OBJECTIVES, ExpoReg, WithSFT, check_objective, make_objective
 from expo_kernels.objectives.check import random_inputs
 from expo_kernels.objectives.parts.shapes import EXPONENT_LIMIT, SHAPES
@@ -237,7 +237,7 @@ def test_kto_by_hand():
         torch.tensor([1.0, 0.0, 9.0]).double(), torch.zeros(3).double(), torch.tensor([1, 1, 0]).bool()
     )
     seen = SequenceLogprobs(
-        policy, torch.ones(1, 2).double(), reference, {"desirable": torch.tensor([1.0, 0.0])}, Counts(2, 1, 2),
+        policy, torch.ones(1, 2).double(), reference, {"desirable": torch.tensor([1.0, 0.0]).double()}, Counts(2, 1, 2),
         torch.ones(2, dtype=torch.bool), others,
     )  # fmt: skip
 
@@ -249,7 +249,7 @@ def test_kto_by_hand():
 
     terms(0.5, seen)
     terms(0.15, seen, reference_point="batch")
-    column = {**seen.columns, "reference_point": torch.tensor([0.3, 0.3])}
+    column = {**seen.columns, "reference_point": torch.tensor([0.3, 0.3]).double()}
     terms(0.3, seen._replace(columns=column), reference_point="column")
     below = others._replace(policy=-others.policy)
     terms(0.0, seen._replace(forward_only=below))
@@ -417,3 +417,41 @@ def test_mixing():
 def test_bad_parameters(name, parameters, message):
     with pytest.raises(ValueError, match=message):
         make(name, **parameters)
+
+
+def test_names_have_hints():
+    with pytest.raises(ValueError, match=r"got 'DPO' \(did you mean 'dpo'\?\)"):
+        make("DPO")
+
+
+def of_shape(change):
+    """DPO whose terms come out changed."""
+
+    class Changed(type(DPO)):
+        def __call__(self, logps):
+            return change(super().__call__(logps))
+
+    return Changed()
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda terms: terms.loss, TypeError, "want Terms from .*Changed.*got Tensor"),
+    (lambda terms: terms._replace(loss=terms.loss.mean()), ValueError, r"want loss of shape \(9,\), got \(\)"),
+    (lambda terms: terms._replace(coefficients=terms.coefficients[0]), ValueError, r"want coefficients of shape \(2, 9"),
+    (lambda terms: terms._replace(loss=terms.loss.detach()), ValueError, "cannot differentiate"),
+])  # fmt: skip
+def test_what_check_objective_says_of_mistakes(change, error, message):
+    with pytest.raises(error, match=message):
+        check_objective(of_shape(change))
+
+
+def test_names_of_columns_are_a_tuple():
+    with pytest.raises(TypeError, match="want columns a tuple of names, got the string 'gap'"):
+        Needs(columns="gap")
+
+
+@pytest.mark.parametrize("lam", [0.1, 1 / 3, 0.7])
+def test_coefficients_have_every_digit(lam):
+    """No parameter passes through a narrower dtype on its way."""
+    check_objective(make("dpop", lam=lam))
+    check_objective(make("kto", desirable_weight=lam))

@@ -39,7 +39,7 @@ def make_evaluation(
         objective=objective,
         lengths=batch.lengths[: K * P].view(K, P),
         reference=None if checked is None else checked[..., : K * P].reshape(*checked.shape[:-1], K, P),
-        columns=_columns(where, objective, batch, columns or {}),
+        columns=_columns(where, objective, batch, {} if columns is None else columns),
         divisors=make_divisors(where, name, needs, batch, divisor),
         forward_only_lengths=batch.lengths[len(host.lengths) - F :],
         forward_only_reference=checked[..., -F:] if checked is not None and needs.forward_only else None,
@@ -90,6 +90,7 @@ def _reference(where: str, name: str, needs: Needs, batch: Batch, reference: Ten
 
 def _columns(where: str, objective: Objective, batch: Batch, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
     host, needs, name = batch.host, objective.needs, type(objective).__name__
+    check_type(where, "columns", columns, Mapping)
     K, P = host.roles, host.groups
     declared = {**dict.fromkeys(needs.columns, (P,)), **dict.fromkeys(needs.sequence_columns, (K * P,))}
     missing, unknown = sorted(declared.keys() - columns.keys()), sorted(columns.keys() - declared.keys())
@@ -104,6 +105,8 @@ def _columns(where: str, objective: Objective, batch: Batch, columns: Mapping[st
         check_type(where, f"column {key}", column, Tensor)
         if tuple(column.shape) != shape:
             raise ValueError(f"{where}: want column {key} {list(shape)}, got {list(column.shape)}")
+        if column.is_complex():
+            raise TypeError(f"{where}: want column {key} of real numbers, got {column.dtype}")
         check_device(where, f"column {key}", column, batch.labels.device)
         check_finite(where, f"a finite column {key}", column)
         column = column.detach()

@@ -14,6 +14,8 @@ def with_declared_weights(objective: Objective, batch: Batch, where: str = "with
 
     For a reference pass, whose sums must carry the same weights. The batch that comes out may go to the loss as well.
     """
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{where}: want batch a Batch (from_padded, from_packed), got {type(batch).__name__}")
     if not objective.needs.token_weights:
         return batch
     name = type(objective).__name__

@@ -23,9 +23,9 @@ class ADPO:
         pairwise   loss = -mean over pairs i < j of q_ij log s(m_ij) + q_ji log s(-m_ij)     m_ij = beta (rho_i - rho_j)
                    q_ij = s((reward_i - reward_j) / temperature);      d loss / d m_ij = s(m_ij) - q_ij
 
-    rho = logp - ref. Column reward [K, P]. labels "hard" puts q on the best (the first of equals) or on each pair's
-    winner (half each of equals). With two responses both forms are one loss, and with hard labels it is DPO. The reward
-    of the output is beta rho.
+    rho = logp - ref. Column reward: K P numbers, role by role as the responses are. labels "hard" puts q on the best
+    (the first of equals) or on each pair's winner (half each of equals). With two responses both forms are one loss,
+    and with hard labels it is DPO. The reward of the output is beta rho.
     """
 
     paper: ClassVar[str] = "2510.18913"
@@ -48,7 +48,7 @@ class ADPO:
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)  # [K, P]
-        given = logps.columns["reward"].to(rewards.dtype)
+        given = logps.columns["reward"]
         loss, slope = (self._listwise if self.form == "listwise" else self._pairwise)(rewards, given)
         return Terms(loss, self.beta * slope, rewards)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs
+from expo_kernels.types import Counts, ForwardOnly, Objective, SequenceLogprobs, Terms
 
 
 def random_inputs(objective: Objective, groups: int = 9, scale: float = 3.0, seed: int = 0) -> SequenceLogprobs:
@@ -55,6 +55,11 @@ def check_objective(objective: Objective) -> None:
         for seed in range(3):
             logps = random_inputs(objective, scale=scale, seed=seed)
             terms = objective(logps)
+            if not isinstance(terms, Terms):
+                raise TypeError(f"check_objective: want Terms from {objective}, got {type(terms).__name__}")
+            terms.check(f"check_objective: {objective}", *logps.policy.shape)
+            if not terms.loss.requires_grad:
+                raise ValueError(f"check_objective: {objective} has a loss that autograd cannot differentiate")
             if not bool(terms.loss.isfinite().all()):
                 raise ValueError(f"check_objective: {objective} has a loss that is not finite at {scale} nats a token")
             (exact,) = torch.autograd.grad(terms.loss.sum(), logps.policy)

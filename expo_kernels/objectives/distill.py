@@ -35,5 +35,5 @@ class Distill:
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)
         margin = difference(rewards)
-        off = margin - logps.columns["gap"].to(margin.dtype)
+        off = margin - logps.columns["gap"]
         return on_margin(off.square(), 2.0 * off, self.beta, rewards, margin)

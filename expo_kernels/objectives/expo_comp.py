@@ -21,10 +21,10 @@ class ExpoComp:
 
     samples: where the expectation comes from. "anchors" are unlabelled responses of the reference, the clean sample:
     the mean over the batch's anchors. "pair" takes the pair itself, weight 1/2 each (unbiased only if the two are
-    independent draws from the reference): both coefficients fall by lam / 2.
-    The unsupervised term is always on sums; logp_reduction, temperature and offset (d less the offset, a margin that
-    the chosen response must win by; the last two are not the paper's) act on d. lam in (0, inf): towards 0 is the
-    Bradley-Terry end. The reward is the policy's own reduced log-prob, the margin is d.
+    independent draws from the reference): both coefficients fall by lam / 2. The unsupervised term is always on sums;
+    logp_reduction, temperature (which divides d) and offset (which is then taken off, a margin that the chosen response
+    must win by) act on d; the last two are not the paper's. lam in (0, inf): towards 0 is the Bradley-Terry end. The
+    reward is the policy's own reduced log-prob, the margin is d.
     """
 
     paper: ClassVar[str] = "2506.07492, eq. 13-16"

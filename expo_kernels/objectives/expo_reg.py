@@ -21,9 +21,9 @@ class ExpoReg:
         d loss / d logp_w = -2 (s(-d) - lam s(-d_ref)) s(d) s(-d) = - d loss / d logp_l
 
     This is (p - [lam p_ref + (1 - lam)])^2 without the cancelling 1 - p. lam in [0, 1]: 0 is the Bradley-Terry end, 1
-    keeps the reference. logp_reduction ("sum", the paper's, or "mean"), temperature and offset (d and d_ref less the
-    offset, a margin that the chosen response must win by) act on d and d_ref alike; the last two are not the paper's.
-    The reward is the policy's own reduced log-prob, the margin is d.
+    keeps the reference. logp_reduction ("sum", the paper's, or "mean"), temperature (which divides them) and offset
+    (which is then taken off, a margin that the chosen response must win by) act on d and d_ref alike; the last two are
+    not the paper's. The reward is the policy's own reduced log-prob, the margin is d.
     """
 
     paper: ClassVar[str] = "2506.07492, eq. 17-19"

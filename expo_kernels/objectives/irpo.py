@@ -22,8 +22,8 @@ class IRPO:
         x_k = -log sum_{j != k} e^{beta (rho_j - rho_k)}, hence s(x_k) = softmax_k(beta rho) = p_k
         d loss / d logp_k = beta (p_k sum_j a_j - a_k)
 
-    Roles are positions, k = 1, 2, ... Column gain [K, P] >= 0: the relevance of the response at that position (0/1
-    marks, or 2^grade - 1 as in NDCG). rho = logp - ref. The reward is beta rho.
+    Roles are positions, k = 1, 2, ... Column gain, K P numbers >= 0 in that order: the relevance of the response at
+    that position (0/1 marks, or 2^grade - 1 as in NDCG). rho = logp - ref. The reward is beta rho.
     """
 
     paper: ClassVar[str] = "2504.15477"
@@ -45,7 +45,7 @@ class IRPO:
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)  # [K, P]
         position = torch.arange(2, rewards.shape[0] + 2, device=rewards.device, dtype=rewards.dtype)
-        gain = logps.columns["gain"].to(rewards.dtype)
+        gain = logps.columns["gain"]
         gain = torch.where(gain >= 0, gain, torch.nan)  # a device's values are not checked before
         weights = gain / position.log2()[:, None]
         logp = torch.log_softmax(rewards, 0)

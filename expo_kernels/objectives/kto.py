@@ -26,7 +26,8 @@ class KTO:
     Column desirable [P]: 1 or 0. z >= 0 estimates KL(pi || pi_ref) and takes no part in the gradient:
     "mismatched" (the paper's): the mean rho of the batch's forward-only sequences, prompts with other prompts'
     responses; "batch": the mean rho of the batch itself, which costs no further sequences and needs the whole batch
-    scored first; "column": the column reference_point [P], for a mean over several ranks.
+    scored first; "column": the column reference_point [P]. The first two are means over one call's sequences: where a
+    step has several micro-batches or ranks, their parts add up to the whole batch's loss only with "column".
     The reward is beta rho.
     """
 
@@ -62,7 +63,7 @@ class KTO:
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rho = log_ratios(logps)[0]  # [P]
-        mark = logps.columns["desirable"].to(rho.dtype)
+        mark = logps.columns["desirable"]
         mark = torch.where((mark == 0) | (mark == 1), mark, torch.nan)  # a device's values are not checked before
         sign = 2.0 * mark - 1.0
         weight = self.undesirable_weight + (self.desirable_weight - self.undesirable_weight) * mark
@@ -73,7 +74,7 @@ class KTO:
 
     def _reference_point(self, logps: SequenceLogprobs, rho: Tensor) -> Tensor:
         if self.reference_point == "column":
-            z = logps.columns["reference_point"].to(rho.dtype)
+            z = logps.columns["reference_point"]
         elif self.reference_point == "mismatched":
             others = logps.forward_only
             assert others is not None and others.reference is not None, "the engine passes what is declared"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,9 @@ MIXING = ("sft_weight", "sft_reduction")
 
 def make(known: Mapping[str, type], name: str, parameters: Mapping[str, Any]) -> Objective:
     if name not in known:
-        raise ValueError(f"make_objective: want one of {', '.join(sorted(known))}, got {name!r}")
+        close = difflib.get_close_matches(str(name).lower(), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"make_objective: want one of {', '.join(sorted(known))}, got {name!r}{hint}")
     cls = known[name]
     fields = {field.name: field for field in dataclasses.fields(cls)}
     mixable = "sft_weight" not in fields and name != "sft"

@@ -49,7 +49,7 @@ class ODPO:
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)
         margin = difference(rewards)
-        gap = logps.columns["gap"].to(margin.dtype)
+        gap = logps.columns["gap"]
         if self.scaling == "log":
             gap = torch.where(gap > 0, gap, torch.nan).log()  # a device's values are not checked before
         offset = self.alpha * gap

@@ -41,7 +41,7 @@ class RPO:
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)
         margin = difference(rewards)
-        target = self.eta * logps.columns["gap"].to(margin.dtype)
+        target = self.eta * logps.columns["gap"]
         yes, no = torch.sigmoid(target), torch.sigmoid(-target)
         loss = yes * (logsigmoid(target) - logsigmoid(margin)) + no * (logsigmoid(-target) - logsigmoid(-margin))
         # s(m) - s(g) = no s(m) - yes s(-m): each part is small where it should be

@@ -51,6 +51,6 @@ class WithSFT:
         terms = self.objective(logps)
         slope = self.sft_weight * sft_slope(logps, self.sft_reduction)
         if "desirable" in logps.columns:
-            slope = torch.where(logps.columns["desirable"].bool(), slope, 0.0)
+            slope = torch.where(logps.columns["desirable"] != 0, slope, 0.0)
         loss, coefficients = add_sft(terms.loss, terms.coefficients, logps, slope)
         return terms._replace(loss=loss, coefficients=coefficients)

@@ -32,14 +32,18 @@ class Evaluation:
         lengths = self.lengths[:, begin:end]
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
         active = (lengths > 0).all(0)  # [G]
-        columns = {name: column[..., begin:end] for name, column in self.columns.items()}
+        columns = {name: column[..., begin:end].to(policy.dtype) for name, column in self.columns.items()}
         others = None if forward_only is None else self._others(forward_only)
         if terms is None:
             # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
             counted = lengths.clamp(min=1).to(policy.dtype)
             seen = SequenceLogprobs(policy, counted, reference, columns, self.divisors, active, others)
             terms = self.objective(seen)
-            self._check(terms, policy)
+            if not isinstance(terms, Terms):
+                raise TypeError(
+                    f"{type(self.objective).__name__}: want Terms to be returned, got {type(terms).__name__}"
+                )
+            terms.check(type(self.objective).__name__, *policy.shape)
         finite = policy.isfinite().all(0)
         if reference is not None:
             finite = finite & reference.flatten(0, -2).isfinite().all(0)
@@ -63,15 +67,6 @@ class Evaluation:
 
     def primary_divisor(self) -> float | Tensor:
         return self.divisors.tokens if self.objective.needs.divisor == "tokens" else self.divisors.groups
-
-    def _check(self, terms: Terms, policy: Tensor) -> None:
-        K, G = policy.shape
-        for name, want in (("loss", (G,)), ("coefficients", (K, G)), ("rewards", (K, G)), ("margin", (G,))):
-            value = getattr(terms, name)
-            if value is not None and tuple(value.shape) != want:
-                raise ValueError(
-                    f"{type(self.objective).__name__}: want {name} of shape {want}, got {tuple(value.shape)}"
-                )
 
 
 def _settle(values: Tensor, active: Tensor, finite: Tensor) -> Tensor:
