@@ -110,15 +110,14 @@ def train(task: Task, objective: Objective, settings: Settings, seed: int = 0) -
 
 
 def distances(policy: Tensor, task: Task) -> dict[str, float]:
-    """Of distributions [X, Y + 1]; means over prompts. KL in nats, from pi* and pi_ref to the policy. "outside" is the
+    """Of distributions [X, Y + 1]; means over prompts. KL in nats, to the policy. "outside" is the
     mass on what is no response of the language, "inside" the policy given that it says one."""
 
     def tv(q: Tensor) -> float:
         return float((policy - q).abs().sum(1).mean() / 2)
 
     def kl(q: Tensor) -> float:
-        q = q[:, :-1] / q[:, :-1].sum(1, keepdim=True)
-        return float(torch.where(q > 0, q * (q.log() - policy[:, :-1].log()), 0.0).sum(1).mean())
+        return float(torch.where(q > 0, q * (q.log() - policy.log()), 0.0).sum(1).mean())
 
     inside = policy[:, :-1] / policy[:, :-1].sum(1, keepdim=True)
     mode = torch.zeros_like(task.best).scatter_(1, task.best.argmax(1, keepdim=True), 1.0)
@@ -129,6 +128,7 @@ def distances(policy: Tensor, task: Task) -> dict[str, float]:
         "tv_reference": tv(task.reference),
         "kl_reference": kl(task.reference),
         "tv_mode": tv(mode),
+        "kl_mode": kl(mode),
         "outside": float(policy[:, -1].mean()),
     }
 

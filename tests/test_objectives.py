@@ -437,7 +437,8 @@ def of_shape(change):
 @pytest.mark.parametrize(("change", "error", "message"), [
     (lambda terms: terms.loss, TypeError, "want Terms from .*Changed.*got Tensor"),
     (lambda terms: terms._replace(loss=terms.loss.mean()), ValueError, r"want loss of shape \(9,\), got \(\)"),
-    (lambda terms: terms._replace(coefficients=terms.coefficients[0]), ValueError, r"want coefficients of shape \(2, 9"),
+    (lambda terms: terms._replace(coefficients=terms.coefficients[0]), ValueError,
+     r"want coefficients of shape \(2, 9"),
     (lambda terms: terms._replace(loss=terms.loss.detach()), ValueError, "cannot differentiate"),
 ])  # fmt: skip
 def test_what_check_objective_says_of_mistakes(change, error, message):
