@@ -4,7 +4,7 @@
 # make machine-code    what the Triton kernels compile to, every card and kernel (no GPU wanted; six minutes)
 # make triton-versions the same with Triton 3.6 and the newest, in throw-away environments
 # make gpu-check       the tests that want a card, with the python3 that has torch and Triton (GPU_PY=...)
-# make synthetic       the paper's synthetic experiments and the small transformer (15 minutes); files in experiments/out
+# make synthetic       the paper's synthetic experiments and the small transformer (13 minutes); files in experiments/out
 # PIP_ARGS    options for every pip install, for instance another index
 
 VENV := .venv

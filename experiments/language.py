@@ -110,8 +110,8 @@ def train(task: Task, objective: Objective, settings: Settings, seed: int = 0) -
 
 
 def distances(policy: Tensor, task: Task) -> dict[str, float]:
-    """Of distributions [X, Y + 1]; means over prompts. KL in nats, to the policy. "outside" is the
-    mass on what is no response of the language, "inside" the policy given that it says one."""
+    """Of distributions [X, Y + 1]; means over prompts. KL in nats, to the policy. "outside" is the mass on what is no
+    response of the language, "inside" the policy given that it says one."""
 
     def tv(q: Tensor) -> float:
         return float((policy - q).abs().sum(1).mean() / 2)
@@ -187,8 +187,6 @@ def _step(
         K, prompt, y = len(prompt), prompt.flatten(), y.flatten()
     ids, labels = (tokens[prompt, y] for tokens in language.tokens)
     batch = from_padded(labels, roles=K, anchors=A)
-    if reference is not None:
-        reference = torch.cat([reference, reference.new_zeros(A)])
     loss = preference_loss(hidden_states(model, ids), model.lm_head.weight, batch, objective, reference=reference).loss
     optimizer.zero_grad()
     loss.backward()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import logsigmoid
 
 from expo_kernels.objectives.parts.checks import check_choice, check_number
 from expo_kernels.objectives.parts.pairs import log_ratios
@@ -55,7 +55,7 @@ class ADPO:
     def _listwise(self, rewards: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """-> loss [P], d loss / d rewards [K, P]"""
         if self.labels == "hard":
-            q = one_hot(given.argmax(0), given.shape[0]).T.to(rewards.dtype)
+            q = torch.zeros_like(rewards).scatter_(0, given.argmax(0, keepdim=True), 1.0)
         else:
             q = torch.softmax(given / self.temperature, 0)
         logp = torch.log_softmax(rewards, 0)
@@ -67,7 +67,7 @@ class ADPO:
         K = rewards.shape[0]
         margins, gaps = rewards[:, None] - rewards[None], given[:, None] - given[None]  # [K, K, P]
         if self.labels == "hard":
-            yes, no = torch.heaviside(gaps, gaps.new_tensor(0.5)), torch.heaviside(-gaps, gaps.new_tensor(0.5))
+            yes, no = 0.5 + 0.5 * gaps.sign(), 0.5 - 0.5 * gaps.sign()
         else:
             yes, no = torch.sigmoid(gaps / self.temperature), torch.sigmoid(-gaps / self.temperature)
         off = ~torch.eye(K, dtype=torch.bool, device=rewards.device)[..., None]

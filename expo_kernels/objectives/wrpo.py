@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from expo_kernels.objectives.parts.checks import check_number
 from expo_kernels.objectives.parts.pairs import log_ratios
 from expo_kernels.objectives.parts.shapes import logistic
@@ -38,7 +40,8 @@ class WRPO:
 
     def __call__(self, logps: SequenceLogprobs) -> Terms:
         rewards = self.beta * log_ratios(logps)
-        shares = rewards.new_tensor([self.alpha, 1.0 - self.alpha, -1.0])[:, None]  # [3, 1]
-        margin = (shares * rewards).sum(0)
+        shares = (self.alpha, 1.0 - self.alpha, -1.0)
+        margin = shares[0] * rewards[0] + shares[1] * rewards[1] - rewards[2]
         right = logistic(margin)
-        return Terms(right.value, self.beta * shares * right.slope, rewards, margin)
+        step = self.beta * right.slope
+        return Terms(right.value, torch.stack([share * step for share in shares]), rewards, margin)
