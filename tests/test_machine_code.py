@@ -62,7 +62,7 @@ def test_forward_only_is_the_same_program():
         "from tools.machine_code.launches import LLAMA, meta; "
         "from expo_kernels.kernels.triton import merge, rows, tuning; "
         "card, like = tuning.CARDS['sm_90'], meta(512, 4096, dtype=torch.bfloat16); "
-        "out = merge.new_results(like, torch.float32, False); "
+        "out = merge.new_results(like, False); "
         "e = meta(512, LLAMA.V, dtype=torch.bfloat16); "
         "found = compiling_for('sm_90'); kernels = found.__enter__(); "
         "product, y = meta(512, LLAMA.V), meta(512, dtype=torch.int64); "

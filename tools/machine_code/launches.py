@@ -118,7 +118,7 @@ def _rows(card: Card) -> Iterator[Launch]:
         for dtype in (torch.bfloat16, torch.float16, None):
             e = None if dtype is None else meta(512, case.V, dtype=dtype)
             like = meta(512, case.D, dtype=dtype or torch.bfloat16)
-            out = merge.new_results(like, torch.float32, stats=dtype is None)
+            out = merge.new_results(like, stats=dtype is None)
             call = partial(
                 rows.row_kernel, meta(512, case.V), meta(512, dtype=torch.int64), case.head(), e, like, out, card
             )
@@ -132,7 +132,7 @@ def _small(card: Card) -> Iterator[Launch]:
     numbers, model = meta(n), Head(w, None, None, 1.0)
     for stats in (False, True):
         partials = head.new_partials(h, V, card.head, stats)
-        out = merge.new_results(h, torch.float32, stats)
+        out = merge.new_results(h, stats)
         call = partial(merge.merge, partials, numbers, numbers, meta(n, dtype=torch.int8), None, out, redo=stats)
         yield Launch("statistics" if stats else "", call)
     yield Launch("", partial(labels.label_logits, h, y, model))

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from expo_kernels.kernels.custom_ops import new_stats
 from expo_kernels.kernels.triton.device import log1p, log_prob, slope
 from expo_kernels.kernels.triton.head import Partials
 
@@ -33,12 +34,10 @@ class RowResults(NamedTuple):
     is_argmax: Tensor  # [n] bool, or empty
 
 
-def new_results(like: Tensor, dtype: torch.dtype, stats: bool) -> RowResults:
+def new_results(like: Tensor, stats: bool) -> RowResults:
     """like [n, ...]."""
-    n = like.shape[0]
-    logp, inverse, pull = (like.new_empty(n, dtype=dtype) for _ in range(3))
-    asked = n if stats else 0
-    return RowResults(logp, inverse, pull, like.new_empty(asked, dtype=dtype), like.new_empty(asked, dtype=torch.bool))
+    made = new_stats(like, stats)
+    return RowResults(made.logp, torch.empty_like(made.logp), torch.empty_like(made.logp), made.entropy, made.is_argmax)
 
 
 def merge(

@@ -36,7 +36,7 @@ def _library(
 ) -> RowResults:
     (n, D), V = h.shape, head.w.shape[0]
     block = budget(D, V, h.dtype, workspace_bytes).logit_rows
-    out = new_results(h, accumulator(h.dtype), stats)
+    out = new_results(h, stats)
     logits = h.new_empty(block, padded(V), dtype=accumulator(h.dtype))[:, :V]
     for first in range(0, n, block):
         rows = slice(first, first + block)
@@ -53,7 +53,7 @@ def _padded_rows(h: Tensor, rows: int) -> Tensor:
 
 def _fused(h: Tensor, y: Tensor, head: Head, e: Tensor | None, stats: bool, card: Card) -> RowResults:
     n, V = h.shape[0], head.w.shape[0]
-    out = new_results(h, accumulator(h.dtype), stats)
+    out = new_results(h, stats)
     if n == 0:
         return out
     label, flagged = label_logits(h, y, head), h.new_empty(n, dtype=torch.int8)
