@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt $(PIP_ARGS)
 READY := $(VENV)/.ready
 GPU_PY := python3
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: setup demo test test-all check bench synthetic machine-code triton-versions gpu-check clean
 

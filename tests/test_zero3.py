@@ -1,0 +1,152 @@
+"""ZeRO-3 on two ranks is the same training as one process: one global batch, whatever it is split over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from train_runs import (
+    command_line,
+    losses,
+    run_cases,
+    weights,
+    write_anchors,
+    write_model,
+    write_pairs,
+    write_zero3,
+)
+
+SGD = {"optim": "sgd", "learning_rate": 0.1}
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3}
+# 13 pairs in micro-batches of 4 over both ranks, two to a step: four micro-batches, the last with one pair, so that one
+# rank has none
+SHARED = {
+    "num_train_epochs": 1, "gradient_accumulation_steps": 2, "lr_scheduler_type": "constant", "max_grad_norm": 0,
+    "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "max_length": 64,
+}  # fmt: skip
+CASES: dict[str, dict[str, object]] = {
+    "untied": {**SGD, "objective": "dpo"},
+    "tied, checkpointing": {**SGD, "objective": "dpo", "model": "tied", "gradient_checkpointing": True},
+    "adamw, clipped": {**ADAM, "objective": "dpo", "model": "tied", "max_grad_norm": 0.5},
+    "adapter": {**SGD, "objective": "ipo", "lora_r": 4, "learning_rate": 0.01},
+    "adapter and a head of its own": {**SGD, "objective": "dpo", "lora_r": 2, "lora_modules_to_save": ["lm_head"]},
+    "reference engine": {**SGD, "objective": "expo_reg", "objective_args": {"lam": 0.3}, "reference": "engine"},
+    "anchors": {
+        **SGD, "objective": "expo_comp", "objective_args": {"lam": 0.2, "samples": "anchors"}, "per_device_anchors": 2,
+    },
+    "two means": {**SGD, "objective": "cpo"},
+    "tokens": {**SGD, "objective": "sft"},
+    "unpaired": {**SGD, "objective": "kto", "learning_rate": 1.0},
+    "token weights": {**SGD, "objective": "lddpo", "objective_args": {"alpha": 0.5}},
+}  # fmt: skip
+RESUMED = "resumed"
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("zero3")]  # one worker: the runs are shared
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Both runs of every case, and a run of four steps that is resumed from its second."""
+    folder = tmp_path_factory.mktemp("zero3")
+    for name, tied in (("untied", False), ("tied", True)):
+        write_model(folder / name, tied)
+    write_pairs(folder / "pairs.jsonl", 13)
+    write_pairs(folder / "held_out.jsonl", 5, seed=1)
+    write_anchors(folder / "anchors.jsonl", 9)
+    (folder / "sft.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) + "\n"
+            for row in map(json.loads, (folder / "pairs.jsonl").read_text().splitlines())
+        )
+    )
+    write_zero3(folder / "zero3.json")
+    whole = {**SHARED, **ADAM, "objective": "dpo", "num_train_epochs": 2, "save_steps": 2}
+    two = [keys(folder, name, case, 2) for name, case in CASES.items()] + [keys(folder, RESUMED, whole, 2)]
+    run_cases(list(map(command_line, two)), folder, 2)
+    run_cases([command_line(keys(folder, name, case, 1)) for name, case in CASES.items()], folder, 1)
+    first = folder / f"{RESUMED}-2"
+    shutil.copytree(first, folder / "whole")
+    shutil.rmtree(first / "checkpoint-4")
+    (first / "log.jsonl").unlink()
+    run_cases([command_line({**two[-1], "resume_from_checkpoint": "auto"})], folder, 2)
+    return folder
+
+
+def keys(folder: Path, name: str, case: dict[str, object], ranks: int) -> dict[str, object]:
+    own = {**SHARED, **case, "output_dir": str(folder / f"{name}-{ranks}")}
+    own["model"] = str(folder / str(case.get("model", "untied")))
+    own["train_data"] = str(folder / ("sft.jsonl" if case["objective"] == "sft" else "pairs.jsonl"))
+    if case["objective"] != "sft":
+        own["eval_data"] = str(folder / "held_out.jsonl")
+    own["per_device_train_batch_size"] = own["per_device_eval_batch_size"] = 4 // ranks
+    if "per_device_anchors" in case:
+        own |= {"anchor_data": str(folder / "anchors.jsonl"), "per_device_anchors": 4 // ranks}
+    if ranks > 1:
+        own["deepspeed"] = str(folder / "zero3.json")
+    return own
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_process(made, name):
+    two, one = made / f"{name}-2", made / f"{name}-1"
+    file = "adapter_model.safetensors" if "lora_r" in CASES[name] else "model.safetensors"
+    got, want = weights(two, file), weights(one, file)
+    assert got.keys() == want.keys()
+    limit = 1e-6 if CASES[name]["optim"] == "sgd" else 1e-4
+    for key in want:
+        assert float((got[key] - want[key]).abs().max()) <= limit, key
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6, abs=2e-6)
+    assert len(losses(one)) == (4 if CASES[name]["objective"] == "kto" else 2)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_has_moved_the_weights(made, name):
+    file = "adapter_model.safetensors" if "lora_r" in CASES[name] else "model.safetensors"
+    got = weights(made / f"{name}-2", file)
+    if "lora_r" in CASES[name]:
+        assert all(float(value.abs().max()) > 1e-7 for key, value in got.items() if "lora_B" in key)
+    else:
+        start = weights(made / str(CASES[name].get("model", "untied")))
+        assert max(float((got[key] - start[key]).abs().max()) for key in got) > 1e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_evaluation_counts_every_example_once(made, name):
+    if CASES[name]["objective"] == "sft":
+        return
+    rows = [json.loads(line) for line in (made / f"{name}-2" / "log.jsonl").read_text().splitlines()]
+    other = [json.loads(line) for line in (made / f"{name}-1" / "log.jsonl").read_text().splitlines()]
+    got, want = ({k: v for k, v in lines[-1].items() if k.startswith("eval_")} for lines in (rows, other))
+    for key in ("eval_loss", "eval_logps/chosen", "eval_rewards/chosen", "eval_rewards/margins", "eval_num_tokens"):
+        assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_head_is_sharded_while_the_body_runs(made, name):
+    tied = CASES[name].get("model") == "tied"
+    for rank in (0, 1):
+        seen = json.loads((made / f"{name}-2" / f"watched-{rank}.json").read_text())
+        # the embedding at the bottom is gathered for itself, and given back before the last layer
+        assert seen == ["NOT_AVAILABLE"], (tied, seen)
+
+
+def test_the_model_loads_as_any_other(made):
+    from transformers import AutoModelForCausalLM
+
+    for name in ("untied", "tied, checkpointing"):
+        model = AutoModelForCausalLM.from_pretrained(made / f"{name}-2")
+        assert type(model).__name__ == "LlamaForCausalLM" and model.config.tie_word_embeddings == name.startswith(
+            "tied"
+        )
+        own = dict(model.state_dict())
+        saved = weights(made / f"{name}-2")
+        assert all(torch.equal(own[key], saved[key]) for key in saved)
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(made):
+    resumed, whole = made / f"{RESUMED}-2", made / "whole"
+    assert losses(resumed) == losses(whole)[2:] and len(losses(resumed)) == 2
+    got, want = weights(resumed), weights(whole)
+    assert all(torch.equal(got[key], want[key]) for key in want)

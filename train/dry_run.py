@@ -1,0 +1,89 @@
+"""--dry_run: what the data look like and what a GPU would hold, before a model is loaded. Leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from train import memory
+from train.batches import Collator, Corpus
+from train.launch import say, world
+from train.policy import pad_id, with_adapter
+from train.settings import Settings
+from train.stage import Stage
+
+if TYPE_CHECKING:
+    from train.build import Data
+
+
+def dry_run(
+    settings: Settings, stage: Stage, reference: str, config: Any, load: Callable[[Path], Data],
+    show: Callable[[Data, PreTrainedTokenizerBase], None], tokenizer: PreTrainedTokenizerBase,
+) -> None:  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        data = load(Path(folder))
+        show(data, tokenizer)
+        say(f"stage: {stage.name}; reference: {reference}; objective: {stage.objective}")
+        corpus = Corpus(data.train.dataset, stage, None if data.anchors is None else data.anchors.dataset)
+        shape = _shape(settings, config)
+        estimate = memory.estimate(shape, _run(settings, reference, corpus, tokenizer, shape.hidden))
+        say("", *memory.table(estimate))
+
+
+def _shape(settings: Settings, config: Any) -> memory.Shape:
+    trained = None
+    if settings.model.lora_r:
+        with torch.device("meta"):
+            model = with_adapter(AutoModelForCausalLM.from_config(config), settings.model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return memory.Shape.of(config, trained=trained)
+
+
+def _run(
+    settings: Settings, reference: str, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, hidden: int
+) -> memory.Run:
+    """Of the heaviest micro-batch: the longest examples of the data come together."""
+    training, zero = settings.training, _zero(settings)
+    lengths = [
+        len(p) + max(map(len, r)) for p, r in zip(corpus.groups["prompt"], corpus.groups["responses"], strict=True)
+    ]
+    longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-training.per_device_train_batch_size :]
+    anchors = [len(corpus) + i for i in range(settings.data.per_device_anchors)] if corpus.anchors is not None else []
+    micro = Collator(corpus.stage, corpus.roles, pad_id(tokenizer))([corpus[i] for i in [*longest, *anchors]])
+    return memory.Run(
+        ranks=world(),
+        stage=int(zero.get("stage", 0)),
+        bf16=settings.model.bf16,
+        offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+        offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
+        checkpointing=settings.model.gradient_checkpointing,
+        sequences=micro.input_ids.shape[0],
+        length=micro.input_ids.shape[1],
+        scored=sum(micro.batch.host.lengths),
+        workspace_bytes=settings.model.workspace_mb << 20,
+        reference_engine=reference == "engine",
+        optimizer_states=0 if training.optim == "sgd" else 2,
+        eager=settings.model.attn_implementation == "eager",
+        sdpa_mask=settings.model.attn_implementation == "sdpa",
+        buffer_bytes=_bucket(zero, hidden) * (2 if settings.model.bf16 else 4),
+    )
+
+
+def _bucket(zero: dict[str, Any], hidden: int) -> int:
+    """Numbers that the reduction of gradients holds at once: what "auto" is made of, or DeepSpeed's own default."""
+    if not zero.get("stage"):
+        return 0
+    asked = zero.get("reduce_bucket_size", 500_000_000)
+    return hidden * hidden if asked == "auto" else int(float(asked))
+
+
+def _zero(settings: Settings) -> dict[str, Any]:
+    if settings.training.deepspeed is None:
+        return {}
+    return json.loads(Path(settings.training.deepspeed).read_text()).get("zero_optimization", {})

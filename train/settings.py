@@ -1,0 +1,299 @@
+"""What a run can be told: one flat namespace of keys, as frozen dataclasses grouped by owner.
+
+Every key has a line of help and either a default or is required. A group checks its own keys; Settings what crosses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from train.data.sources import Source
+
+if TYPE_CHECKING:
+    from expo_kernels.types import Objective
+
+REQUIRED = MISSING
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+class Limit(NamedTuple):
+    """Which values of a key's type are good, in words and as a test. None, where a key takes it, is always good."""
+
+    want: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Limit("at least 1", lambda n: n >= 1)
+POSITIVE = Limit("above 0", lambda x: 0 < x < math.inf)
+NATURAL = Limit("at least 0", lambda x: 0 <= x < math.inf)
+FRACTION = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
+STEPS = Limit("-1 or at least 1", lambda n: n == -1 or n >= 1)
+WARMUP = Limit("a share below 1 or a whole number", lambda x: 0 <= x < 1 or (x >= 1 and x % 1 == 0))
+SOURCES = Limit("each a Source", lambda them: all(isinstance(one, Source) for one in them))
+SOME_SOURCES = Limit("at least one Source", lambda them: bool(them) and SOURCES.holds(them))
+
+
+def one_of(*names: str) -> Limit:
+    return Limit(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def some_of(*names: str) -> Limit:
+    """One or more of them, none twice; or "none" alone."""
+    want = f"none alone or some of {', '.join(names)}, each once"
+    return Limit(want, lambda them: them == ("none",) or 0 < len(them) == len({*them} & {*names}))
+
+
+def key(default: Any, help: str, limit: Limit | None = None) -> Any:
+    """A field with its help. The default {} is a new one for every instance."""
+    metadata = {"help": help, "limit": limit}
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Keys of one owner: each within its limit, and none that contradicts another."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            limit, value = field.metadata.get("limit"), getattr(self, field.name)
+            if limit is not None and value is not None and not limit.holds(value):
+                raise ValueError(f"{field.name}: want {limit.want}, got {value!r}")
+        if found := "; ".join(self.contradictions()):
+            raise ValueError(found)
+
+    def contradictions(self) -> Iterator[str]:
+        """Each a line that names the keys."""
+        yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Group):
+    """The model, its adapter, and the fused loss at its head."""
+
+    model: str = key(REQUIRED, "the policy to start from: a folder or a name on the hub")
+    model_revision: str | None = key(None, "branch, tag or commit of a model on the hub")
+    tokenizer: str | None = key(None, "a folder or a name on the hub; none: the model's own")
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
+    attn_implementation: str = key("sdpa", "code of the attention", one_of(*ATTENTION))
+    bf16: bool = key(False, "compute in bfloat16; without it in float32")
+    gradient_checkpointing: bool = key(False, "keep fewer activations and compute them again in backward")
+    lora_r: int = key(0, "rank of the LoRA adapter; 0: train the whole model", NATURAL)
+    lora_alpha: float = key(16.0, "LoRA's scale, divided by lora_r", POSITIVE)
+    lora_dropout: float = key(0.0, "dropout in front of the adapter", FRACTION)
+    lora_target_modules: tuple[str, ...] | Literal["all-linear"] | None = key(
+        None, "modules with an adapter; none: all-linear, every linear layer but the head"
+    )
+    lora_modules_to_save: tuple[str, ...] | None = key(None, "modules trained in full and saved beside the adapter")
+    lora_merge: bool = key(False, "merge the adapter into the final model")
+    backend: str = key("auto", "of the fused loss", one_of("auto", "plain", "triton", "native"))
+    workspace_mb: int = key(1024, "workspace of the fused loss in MiB", COUNT)
+
+    def contradictions(self) -> Iterator[str]:
+        for field in dataclasses.fields(self):
+            of_lora = field.name.startswith("lora_") and field.name != "lora_r"
+            if of_lora and not self.lora_r and getattr(self, field.name) != field.default:
+                yield f"{field.name} and lora_r: want lora_r above 0 with {field.name}, got lora_r 0"
+        names = self.lora_target_modules
+        if isinstance(names, tuple) and (not names or "all-linear" in names):
+            yield f"lora_target_modules: want names of modules or all-linear alone, got {list(names)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings(Group):
+    """The loss, and the reference that it compares with."""
+
+    objective: str = key(REQUIRED, "name of the loss (docs/objectives.md)")
+    objective_args: Mapping[str, Any] = key({}, "parameters of the loss")
+    reference: str = key("auto", "source of its log-probs", one_of("auto", "none", "cache", "engine", "adapter"))
+    reference_model: str | None = key(None, "the reference: a folder or a name on the hub; none: the policy's start")
+    reference_cache: str | None = key(None, "folder of the reference's log-probs; none: beside the output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.make()
+
+    def make(self) -> Objective:
+        from expo_kernels.objectives import make_objective  # it brings torch, which --help can do without
+
+        return make_objective(self.objective, **self.objective_args)
+
+    def contradictions(self) -> Iterator[str]:
+        if self.reference_model is not None and self.reference in ("none", "adapter"):
+            yield f"reference_model and reference: want no reference_model with reference {self.reference}"
+        if self.reference_cache is not None and self.reference not in ("auto", "cache"):
+            yield f"reference_cache and reference: want no reference_cache with reference {self.reference}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Group):
+    """What is read, and how it becomes tokens."""
+
+    train_data: tuple[Source, ...] = key(REQUIRED, "what is trained on", SOME_SOURCES)
+    eval_data: tuple[Source, ...] = key((), "what is evaluated on", SOURCES)
+    eval_fraction: float = key(0.0, "share of train_data that is held out and evaluated on", FRACTION)
+    anchor_data: tuple[Source, ...] = key((), "responses sampled from the reference, without labels", SOURCES)
+    per_device_anchors: int = key(0, "anchors of a micro-batch on each device", NATURAL)
+    columns: Mapping[str, str] = key({}, "the objective's column: the data's column")
+    max_length: int = key(1024, "most tokens of prompt and response together", COUNT)
+    truncation_mode: str = key("keep_start", "of longer ones", one_of("keep_start", "keep_end", "drop"))
+    chat_template: str | None = key(None, "a file with a chat template, or the template; none: the tokenizer's")
+    chat_template_args: Mapping[str, Any] = key({}, "variables of the chat template")
+    data_cache: str | None = key(None, "folder of tokenised data; none: data in output_dir")
+    dataloader_num_workers: int = key(0, "processes that make batches; 0: the trainer's own", NATURAL)
+
+    @property
+    def has_eval(self) -> bool:
+        return bool(self.eval_data) or self.eval_fraction > 0
+
+    def contradictions(self) -> Iterator[str]:
+        if self.eval_data and self.eval_fraction:
+            yield "eval_fraction and eval_data: want one of them, got both"
+        if bool(self.anchor_data) != bool(self.per_device_anchors):
+            given = "per_device_anchors 0" if self.anchor_data else "no anchor_data"
+            yield f"anchor_data and per_device_anchors: want both or neither, got {given}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Group):
+    """Steps, batches and the optimizer."""
+
+    num_train_epochs: float = key(1.0, "passes over the data", POSITIVE)
+    max_steps: int = key(-1, "optimizer steps, in place of num_train_epochs; -1: as many as the epochs have", STEPS)
+    per_device_train_batch_size: int = key(4, "groups (pairs, lists or single responses) of a micro-batch", COUNT)
+    per_device_eval_batch_size: int = key(8, "groups of a batch in evaluation", COUNT)
+    gradient_accumulation_steps: int = key(1, "micro-batches of a step", COUNT)
+    learning_rate: float = key(1e-6, "the highest", POSITIVE)
+    lr_scheduler_type: str = key("cosine", "a name in transformers.SchedulerType")
+    lr_scheduler_kwargs: Mapping[str, Any] = key({}, "further arguments of the scheduler")
+    warmup_steps: float = key(0.0, "steps of linear warmup; below 1: a share of all steps", WARMUP)
+    optim: str = key("adamw_torch", "a name in transformers.training_args.OptimizerNames")
+    optim_args: str | None = key(None, "further arguments of the optimizer, as a=1,b=2")
+    weight_decay: float = key(0.0, "decoupled weight decay", NATURAL)
+    adam_beta1: float = key(0.9, "decay of Adam's first moment", FRACTION)
+    adam_beta2: float = key(0.999, "decay of Adam's second moment", FRACTION)
+    adam_epsilon: float = key(1e-8, "what Adam adds to its denominator", POSITIVE)
+    max_grad_norm: float = key(1.0, "the gradient is clipped to this norm; 0: never", NATURAL)
+    seed: int = key(42, "of the order of the data, of dropout and of new weights", NATURAL)
+    deepspeed: str | None = key(None, "JSON file with DeepSpeed's configuration")
+    use_cpu: bool = key(False, "train on the CPU even where there is a GPU")
+    ddp_timeout: int = key(1800, "seconds that one process waits for another", COUNT)
+
+    def contradictions(self) -> Iterator[str]:
+        if self.max_steps > 0 and self.num_train_epochs != 1.0:
+            yield "max_steps and num_train_epochs: want one of them, got both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # slow to import: only for who has settings, not for --help
+        from transformers.trainer_utils import SchedulerType
+        from transformers.training_args import OptimizerNames
+
+        for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+            limit = one_of(*(member.value for member in known))
+            if not limit.holds(getattr(self, name)):
+                raise ValueError(f"{name}: want {limit.want}, got {getattr(self, name)!r}")
+        if self.deepspeed is not None:
+            check_json("deepspeed", Path(self.deepspeed))
+
+
+def check_json(name: str, path: Path) -> None:
+    """A file that holds a JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as wrong:
+        raise ValueError(f"{name}: want a JSON object in {str(path)!r}, got {wrong}") from wrong
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: want a JSON object in {str(path)!r}, got {type(found).__name__}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Group):
+    """What is written, when, and what a run starts again from."""
+
+    output_dir: str = key(REQUIRED, "folder of everything that the run writes")
+    run_name: str | None = key(None, "name of the run in the reports")
+    logging_steps: int = key(10, "steps from one report to the next", COUNT)
+    report_to: tuple[str, ...] = key(("jsonl",), "where reports go", some_of("jsonl", "tensorboard", "wandb"))
+    eval_steps: int = key(0, "steps from one evaluation to the next; 0: at the end only", NATURAL)
+    save_steps: int = key(0, "steps from one checkpoint to the next; 0: at the end only", NATURAL)
+    save_total_limit: int = key(3, "checkpoints that are kept; 0: all", NATURAL)
+    metric_for_best_model: str | None = key(None, "what load_best_model_at_end goes by; none: loss")
+    greater_is_better: bool | None = key(None, "whether the metric should be high; none: unless its name ends in loss")
+    load_best_model_at_end: bool = key(False, "the final model is the best of the evaluated checkpoints")
+    resume_from_checkpoint: str | None = key(None, "a checkpoint's folder; auto: the newest complete one, if any")
+    overwrite_output_dir: bool = key(False, "start anew in an output_dir that is not empty")
+    save_only_model: bool = key(False, "checkpoints without the optimizer; such a run cannot be resumed")
+    token_stats: bool = key(
+        False, "entropy and mean_token_accuracy of training batches too (evaluation always has them)"
+    )
+    disable_tqdm: bool = key(False, "no progress bars")
+    dry_run: bool = key(False, "check everything, show what would be done, and stop")
+
+    def contradictions(self) -> Iterator[str]:
+        best = self.load_best_model_at_end
+        if best and not self.eval_steps:
+            yield "load_best_model_at_end and eval_steps: want eval_steps above 0, got 0"
+        elif best and (not self.save_steps or self.save_steps % self.eval_steps):
+            of_eval = f"a multiple of eval_steps {self.eval_steps}"
+            yield f"load_best_model_at_end and save_steps: want save_steps {of_eval}, got {self.save_steps}"
+        if self.metric_for_best_model is not None and not best:
+            yield "metric_for_best_model and load_best_model_at_end: want both, got only the metric"
+        if self.greater_is_better is not None and self.metric_for_best_model is None:
+            yield "greater_is_better and metric_for_best_model: want both, got only greater_is_better"
+        for one, other in (
+            ("resume_from_checkpoint", "overwrite_output_dir"),
+            ("save_only_model", "load_best_model_at_end"),
+            ("save_only_model", "resume_from_checkpoint"),
+        ):
+            if getattr(self, one) and getattr(self, other):
+                yield f"{one} and {other}: want one of them, got both"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Group):
+    """Everything that one run is told."""
+
+    model: ModelSettings
+    data: DataSettings
+    objective: ObjectiveSettings
+    training: TrainingSettings
+    output: OutputSettings
+
+    def contradictions(self) -> Iterator[str]:
+        if self.objective.reference == "adapter" and not self.model.lora_r:
+            yield "reference and lora_r: want lora_r above 0 with reference adapter, got 0"
+        for name in ("eval_steps", "load_best_model_at_end"):
+            if getattr(self.output, name) and not self.data.has_eval:
+                yield f"{name} and eval_data: want eval_data or eval_fraction with {name}, got neither"
+
+    def make_objective(self) -> Objective:
+        return self.objective.make()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys with plain values, for YAML: read again they give equal settings.
+
+        num_train_epochs is left out where max_steps rules: both together are a contradiction.
+        """
+        groups = (vars(getattr(self, group.name)) for group in dataclasses.fields(self))
+        flat = {name: _plain(value) for group in groups for name, value in group.items()}
+        if self.training.max_steps > 0:
+            del flat["num_train_epochs"]
+        return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Source):
+        return dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,242 @@
+"""The training loop: transformers.Trainer with our batches, our loss in the model's head, and our divisors.
+
+A step: the ranks count their groups, anchors and tokens -> one all-reduce makes the step's divisors -> every
+micro-batch's loss is its part of the step's mean -> gradients add up over micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from expo_kernels.head import Scoring, check_head
+from expo_kernels.layout import default_divisors, empty_groups
+from expo_kernels.types import Divisors, Execution, LossOutput
+from train import checkpoints
+from train.batches import Collator, Corpus, MicroBatch
+from train.launch import barrier, rank, world
+from train.metrics import Meter
+from train.order import StepOrder
+from train.reference import score
+from train.reference_point import reference_point
+from train.settings import Settings
+from train.stage import Stage
+
+
+class PreferenceTrainer(Trainer):
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, settings: Settings, stage: Stage, reference: str,
+        frozen: nn.Module | None, corpus: Corpus, held_out: Corpus | None, collator: Collator,
+        tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any], callbacks: list[Any],
+    ) -> None:  # fmt: skip
+        """reference: a kind of train/reference.py; frozen: its model, where it is "engine"."""
+        self.settings, self.stage, self.reference, self.frozen = settings, stage, reference, frozen
+        self.identity = identity
+        super().__init__(
+            model=model, args=args, data_collator=collator, train_dataset=corpus,  # type: ignore[arg-type]
+            eval_dataset=held_out,
+            processing_class=tokenizer, callbacks=callbacks,
+        )  # fmt: skip
+        self.loss_is_scaled_for_ga = True
+        self.execution = Execution(backend=settings.model.backend, workspace_bytes=settings.model.workspace_mb << 20)
+        window = args.gradient_accumulation_steps * max(int(args.logging_steps), 1)
+        self.meter = Meter(stage.name, window * args.per_device_train_batch_size, args.device)
+        self.point: Tensor | None = None  # KTO's, of this step
+        self.parameter_count = sum(getattr(p, "ds_numel", 0) or p.numel() for p in model.parameters())
+        self.output = Path(settings.output.output_dir)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_HeadCheck(self))
+
+    # data
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(cast(Corpus, self.train_dataset), self.args.per_device_train_batch_size, training=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        return self._loader(
+            cast(Corpus, eval_dataset or self.eval_dataset), self.args.per_device_eval_batch_size, training=False
+        )
+
+    def _loader(self, corpus: Corpus, per_rank: int, training: bool) -> DataLoader:
+        """Not accelerate's: the order knows the ranks, and a rank without examples stays without."""
+        anchors = len(corpus.anchors) if training and corpus.anchors is not None else 0
+        order = StepOrder(
+            len(corpus), per_rank=per_rank, ranks=world(), rank=rank(), seed=self.args.seed if training else None,
+            anchors=anchors, per_rank_anchors=self.settings.data.per_device_anchors if anchors else 0,
+        )  # fmt: skip
+        return DataLoader(
+            corpus, batch_sampler=order, collate_fn=self.data_collator, num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )  # fmt: skip
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs.to(self.args.device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Six for each parameter and token."""
+        return 6 * inputs.tokens * self.parameter_count
+
+    # the loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Of the whole step, over micro-batches and ranks, as the divisor of one rank's share: ranks are averaged."""
+        own = torch.tensor([_counts(micro) for micro in batch_samples], dtype=torch.float32).sum(0).to(device)
+        if world() > 1:
+            dist.all_reduce(own)
+        groups, anchors, tokens = own.clamp(min=1.0) / world()
+        self.point = self._step_point(batch_samples, device) if self.stage.point else None
+        return Divisors(groups=groups, anchors=anchors, tokens=tokens)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        out, reference = self._forward(model, inputs, num_items_in_batch)
+        self._stop_if_not_finite(out, inputs)
+        self.meter.add(inputs, out, reference)
+        return (out.loss, out) if return_outputs else out.loss
+
+    def _forward(self, model: nn.Module, micro: MicroBatch, divisors: Divisors) -> tuple[LossOutput, Tensor | None]:
+        reference = self._reference(model, micro)
+        columns = dict(micro.columns)
+        if self.point is not None:
+            columns["reference_point"] = self.point.expand(micro.batch.host.groups)
+        watched = ("entropy", "is_argmax") if not torch.is_grad_enabled() or self.settings.output.token_stats else ()
+        scoring = Scoring(
+            batch=micro.batch, objective=self.stage.objective, reference=reference, columns=columns, divisor=divisors,
+            execution=self.execution, stats=watched,
+        )  # fmt: skip
+        return model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, scoring=scoring), reference
+
+    def _reference(self, model: nn.Module, micro: MicroBatch) -> Tensor | None:
+        if self.reference == "none":
+            return None
+        if self.reference == "cache":
+            return micro.reference
+        if self.reference == "engine":
+            assert self.frozen is not None, "made with the trainer"
+            return score(self.frozen, micro, self.execution)
+        with self._adapter_off():
+            return score(model, micro, self.execution)
+
+    def _adapter_off(self) -> contextlib.AbstractContextManager[Any]:
+        return self.accelerator.unwrap_model(self.model).disable_adapter()
+
+    def _step_point(self, micros: list[Any], device: torch.device) -> Tensor:
+        return reference_point(
+            [micro.to(device) for micro in micros],
+            self.stage.point,
+            self.model_wrapped,
+            self._reference,
+            self.execution,
+        )
+
+    def _stop_if_not_finite(self, out: LossOutput, micro: MicroBatch) -> None:
+        """Before any weight has changed: all ranks stop together, and each writes down whose loss it was."""
+        bad = ~out.loss.isfinite()
+        if world() > 1:
+            flag = bad.float()
+            dist.all_reduce(flag)
+            bad = flag > 0
+        if not bool(bad):
+            return
+        own = (~out.terms.loss.isfinite()).tolist()
+        ids = [name for name, wrong in zip(micro.ids, own, strict=True) if wrong] or (
+            list(micro.ids) if not bool(out.loss.isfinite()) else []
+        )
+        path = checkpoints.write_not_finite(self.output, rank(), self.state.global_step, ids)
+        barrier()
+        raise FloatingPointError(
+            f"the loss of step {self.state.global_step + 1} is not finite; no weight has been changed by it. "
+            f"Examples: {ids or 'on other ranks'} ({path})"
+        )
+
+    # watching
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.meter.read()
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:  # fmt: skip
+        """Every example once, whatever the ranks: the last micro-batches may be short or empty."""
+        corpus: Corpus = dataloader.dataset  # type: ignore[assignment]
+        model, device = self.model_wrapped, self.args.device
+        meter = Meter(self.stage.name, len(dataloader) * self.args.per_device_eval_batch_size, device)
+        tokens = sum(len(responses[0]) for responses in corpus.groups["responses"])
+        divisors = Divisors(groups=float(len(corpus)), anchors=1.0, tokens=float(tokens))
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        model.eval()
+        with torch.no_grad():
+            for micro in dataloader:
+                if self.stage.point:
+                    self.point = self._step_point([micro], device)
+                micro = micro.to(device)
+                out, reference = self._forward(model, micro, divisors)
+                meter.add(micro, out, reference)
+                total += out.loss.double()
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if world() > 1:
+            dist.all_reduce(total)
+        found = {"loss": float(total), **meter.read()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(corpus))  # type: ignore[arg-type]
+
+    # checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer writes into a folder aside; what stands under checkpoint-N is whole."""
+        output, name = self.output, f"checkpoint-{self.state.global_step}"
+        aside = output / checkpoints.PARTIAL
+        if rank() == 0:
+            checkpoints.clear(aside)
+        barrier()
+        best = self.state.best_model_checkpoint
+        if self.state.best_global_step == self.state.global_step:
+            best = str(output / name)
+        self.args.output_dir = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(output)
+        self.state.best_model_checkpoint = best
+        barrier()
+        if rank() == 0:
+            self.state.save_to_json(str(aside / name / "trainer_state.json"))
+            checkpoints.write_identity(aside / name, self.identity)
+            checkpoints.settle(aside / name, output / name)
+            checkpoints.rotate(output, self.args.save_total_limit, None if best is None else Path(best))
+        barrier()
+
+
+class _HeadCheck(TrainerCallback):
+    """Once the model is what is called in training: sharded, adapted, under autocast."""
+
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = self.trainer.model
+        vocabulary = self.trainer.accelerator.unwrap_model(model).config.get_text_config().vocab_size
+        dtype = torch.bfloat16 if args.bf16 else torch.float32
+        check_head(self.trainer.model_wrapped, vocabulary, args.device, dtype)
+
+
+def _counts(micro: MicroBatch) -> list[float]:
+    """Active groups, anchors, tokens of the first role's responses; nothing where there is nothing."""
+    host = micro.batch.host
+    counted = default_divisors(host)
+    groups = host.groups - empty_groups(host)
+    anchors = sum(1 for n in host.lengths[host.grouped_sequences : host.grouped_sequences + host.anchors] if n)
+    return [float(groups), float(anchors), float(counted.tokens) if groups else 0.0]

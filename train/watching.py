@@ -1,0 +1,65 @@
+"""What a person sees of a run: the bar on the first rank, and a line of JSON for every log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from train.launch import rank
+
+SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "tokens_per_second": "tokens/s", "eval_loss": "eval loss"}
+
+
+class Progress(TrainerCallback):
+    """Steps done, time left, and beside them loss, accuracy and speed."""
+
+    def __init__(self, disable: bool) -> None:
+        self.disable = True if disable or rank() else None  # None: where there is no terminal
+        self.bar: tqdm[Any] | None = None
+        self.values: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="train", unit="step", disable=self.disable,
+            dynamic_ncols=True,
+        )  # fmt: skip
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if self.bar is not None and logs:
+            self.values |= {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
+            self.bar.set_postfix(self.values)
+            if self.bar.disable and not rank() and "loss" in logs:
+                shown = ", ".join(f"{name} {value}" for name, value in self.values.items())
+                print(f"step {state.global_step} of {state.max_steps}: {shown}", flush=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class JsonLines(TrainerCallback):
+    """output_dir/log.jsonl: a line a log, appended; a run that goes on appends to its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if rank() == 0 and logs:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
