@@ -1,4 +1,4 @@
-# make demo   set up, then train a policy through the fused loss and compare it with the exact answer
+# make demo   set up, train a small model by DeepSpeed on preferences of a known reward, compare with the exact answer
 # make test   set up, then run the tests            make test-all   the long ones as well
 # make check  lint, format, types, tests            make bench      the head's benchmark on this machine
 # make machine-code    what the Triton kernels compile to, every card and kernel (no GPU wanted; six minutes)
@@ -25,7 +25,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	touch $@
 
 demo: $(READY)
-	$(PY) -m toy.bandit
+	$(PY) -m train.demo
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

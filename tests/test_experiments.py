@@ -9,10 +9,11 @@ import torch
 
 from experiments import bandits, synthetic, tabular
 from experiments.bandits import QUICK
-from experiments.language import Settings, distances, make_task, train
+from experiments.language import Settings, train
 from experiments.tabular import INTERPOLATION, METHODS, PRESERVATION, draw_pairs, total_variation, world
 from expo_kernels.objectives import make_objective
 from toy.language import Language
+from toy.task import distances, make_task
 
 EXPO = ("expo_comp", "expo_reg")
 
@@ -113,8 +114,8 @@ def test_the_command_writes_figures_and_tables(tmp_path, monkeypatch, capsys):
 
 def test_the_transformer_interpolates_too():
     """Shortened: the compositional loss moves towards pi* at a small lambda and stays at pi_ref at a large one."""
-    settings = Settings(steps=150, corpus_steps=150, pairs=48, anchors=48)
-    task = make_task(settings, Language(letters="abc", longest=3, prompts=("0", "1")))
+    settings = Settings(steps=150, pairs=48, anchors=48)
+    task = make_task(Language(letters="abc", longest=3, prompts=("0", "1")), steps=150, batch=192)
     start = distances(task.reference, task)
     near = distances(train(task, make_objective("expo_comp", lam=0.05, samples="anchors"), settings), task)
     far = distances(train(task, make_objective("expo_comp", lam=30.0, samples="anchors"), settings), task)

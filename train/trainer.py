@@ -7,6 +7,7 @@ micro-batch's loss is its part of the step's mean -> gradients add up over micro
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,8 @@ from train.stage import Stage
 
 
 class PreferenceTrainer(Trainer):
+    scoring: Callable[..., Any] = Scoring  # what the head is asked for; a benchmark asks for logits
+
     def __init__(
         self, model: nn.Module, args: TrainingArguments, *, settings: Settings, stage: Stage, reference: str,
         frozen: nn.Module | None, corpus: Corpus, held_out: Corpus | None, collator: Collator,
@@ -110,7 +113,7 @@ class PreferenceTrainer(Trainer):
         if self.point is not None:
             columns["reference_point"] = self.point.expand(micro.batch.host.groups)
         watched = ("entropy", "is_argmax") if not torch.is_grad_enabled() or self.settings.output.token_stats else ()
-        scoring = Scoring(
+        scoring = type(self).scoring(
             batch=micro.batch, objective=self.stage.objective, reference=reference, columns=columns, divisor=divisors,
             execution=self.execution, stats=watched,
         )  # fmt: skip
