@@ -66,6 +66,21 @@ def write_anchors(path: Path, count: int, seed: int = 7) -> Path:
     return path
 
 
+def write_lists(path: Path, count: int, seed: int = 8) -> Path:
+    """Three responses each, with their rewards."""
+    random = torch.Generator().manual_seed(seed)
+    rows = [
+        {
+            "prompt": words(random, 8),
+            "responses": [words(random, 8) + "abc"[k] for k in range(3)],
+            "rewards": torch.randn(3, generator=random).tolist(),
+        }
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def write_zero3(path: Path) -> Path:
     path.write_text(json.dumps(ZERO3))
     return path

@@ -41,6 +41,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         deepspeed=training.deepspeed,
         use_cpu=training.use_cpu or _no_gpu(),
         ddp_timeout=training.ddp_timeout,
+        ddp_find_unused_parameters=False,
         logging_steps=output.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,

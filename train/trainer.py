@@ -54,6 +54,7 @@ class PreferenceTrainer(Trainer):
         window = args.gradient_accumulation_steps * max(int(args.logging_steps), 1)
         self.meter = Meter(stage.name, window * args.per_device_train_batch_size, args.device)
         self.point: Tensor | None = None  # KTO's, of this step
+        self.unchecked: list[tuple[tuple[str, ...], Tensor, Tensor]] = []  # of this step: ids, losses [P], their sum
         self.parameter_count = sum(getattr(p, "ds_numel", 0) or p.numel() for p in model.parameters())
         self.output = Path(settings.output.output_dir)
         self.remove_callback(PrinterCallback)
@@ -103,7 +104,9 @@ class PreferenceTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         out, reference = self._forward(model, inputs, num_items_in_batch)
-        self._stop_if_not_finite(out, inputs)
+        self.unchecked.append((inputs.ids, out.terms.loss, out.loss.detach()))
+        if self.accelerator.gradient_state.sync_gradients:
+            self._stop_if_not_finite()
         self.meter.add(inputs, out, reference)
         return (out.loss, out) if return_outputs else out.loss
 
@@ -142,25 +145,23 @@ class PreferenceTrainer(Trainer):
             self.execution,
         )
 
-    def _stop_if_not_finite(self, out: LossOutput, micro: MicroBatch) -> None:
-        """Before any weight has changed: all ranks stop together, and each writes down whose loss it was."""
-        bad = ~out.loss.isfinite()
+    def _stop_if_not_finite(self) -> None:
+        """At the step's last micro-batch, before any weight has changed: all ranks stop together, and each writes down
+        whose loss it was."""
+        bad = ~torch.stack([loss for _, _, loss in self.unchecked]).isfinite().all()
         if world() > 1:
             flag = bad.float()
             dist.all_reduce(flag)
             bad = flag > 0
-        if not bool(bad):
-            return
-        own = (~out.terms.loss.isfinite()).tolist()
-        ids = [name for name, wrong in zip(micro.ids, own, strict=True) if wrong] or (
-            list(micro.ids) if not bool(out.loss.isfinite()) else []
-        )
-        path = checkpoints.write_not_finite(self.output, rank(), self.state.global_step, ids)
-        barrier()
-        raise FloatingPointError(
-            f"the loss of step {self.state.global_step + 1} is not finite; no weight has been changed by it. "
-            f"Examples: {ids or 'on other ranks'} ({path})"
-        )
+        if bool(bad):
+            ids = [name for group, terms, loss in self.unchecked for name in _not_finite(group, terms, loss)]
+            path = checkpoints.write_not_finite(self.output, rank(), self.state.global_step, ids)
+            barrier()
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is not finite; no weight has been changed by it. "
+                f"Examples: {ids or 'on other ranks'} ({path})"
+            )
+        self.unchecked.clear()
 
     # watching
 
@@ -234,6 +235,12 @@ class _HeadCheck(TrainerCallback):
         vocabulary = self.trainer.accelerator.unwrap_model(model).config.get_text_config().vocab_size
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         check_head(self.trainer.model_wrapped, vocabulary, args.device, dtype)
+
+
+def _not_finite(ids: tuple[str, ...], losses: Tensor, loss: Tensor) -> list[str]:
+    """The groups; all of them where it is an anchor."""
+    found = [name for name, fine in zip(ids, losses.isfinite().tolist(), strict=True) if not fine]
+    return found or ([] if bool(loss.isfinite()) else list(ids))
 
 
 def _counts(micro: MicroBatch) -> list[float]:
