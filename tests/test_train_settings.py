@@ -44,7 +44,7 @@ DOCUMENTED = {  # by hand, so that a renamed key or a changed default is seen
         "output_dir": None, "run_name": None, "logging_steps": 10, "report_to": ("jsonl",), "eval_steps": 0,
         "save_steps": 0, "save_total_limit": 3, "metric_for_best_model": None, "greater_is_better": None,
         "load_best_model_at_end": False, "resume_from_checkpoint": None, "overwrite_output_dir": False,
-        "save_only_model": False, "token_stats": False, "disable_tqdm": False, "dry_run": False,
+        "save_only_model": False, "token_stats": False, "disable_tqdm": False, "dry_run": False, "dry_run_ranks": 0,
     },
 }  # fmt: skip
 LORA = "--lora_r 8"
@@ -119,6 +119,7 @@ REACHED = {  # key: (its words on the command line, what they mean, what it goes
     "token_stats": ("true", True, ""),
     "disable_tqdm": ("true", True, ""),
     "dry_run": ("true", True, ""),
+    "dry_run_ranks": ("8", 8, "--dry_run"),
 }
 
 
@@ -501,7 +502,7 @@ LIMITS = {
     ),
     "at least 0": (
         ["lora_r", "per_device_anchors", "dataloader_num_workers", "seed", "eval_steps", "save_steps",
-         "save_total_limit"], ["-1"],
+         "save_total_limit", "dry_run_ranks"], ["-1"],
     ),
     "at least 0 ": (["weight_decay", "max_grad_norm"], ["-1", "nan", "inf"]),
     "above 0": (["learning_rate", "num_train_epochs", "adam_epsilon", "lora_alpha"], ["0", "-1", "nan", "inf"]),

@@ -9,20 +9,15 @@ import argparse
 import collections.abc
 import dataclasses
 import difflib
-import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from train.data.sources import Source
 from train.settings import Settings
+from train.yaml_text import dump_yaml, read_yaml
 
-FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
-INTEGER = re.compile(r"[-+]?\d+$")
-NUMERIC = list("-+.0123456789")
 NONE = ("none", "null")
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 GROUPS: Mapping[str, type] = get_type_hints(Settings)
@@ -51,44 +46,9 @@ KEYS: Mapping[str, Key] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-6 a float, 010 the integer ten, no dates, and an error where a mapping has a key twice."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, form) for tag, form in them if tag.split(":")[-1] in ("null", "bool", "merge")]
-        for first, them in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for name, _ in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name.value!r} twice", name.start_mark)
-            seen.add(name.value if isinstance(name, yaml.ScalarNode) else name)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts quotes around whatever text _Loader would take for a number."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, NUMERIC)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, NUMERIC)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, NUMERIC)
-
-
-def read_yaml(where: str, text: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as wrong:
-        raise ValueError(f"{where}: want YAML, got {' '.join(str(wrong).split())}") from wrong
-
-
 def write_yaml(settings: Settings, path: str | Path) -> None:
     """The resolved configuration; --config with this file gives equal settings."""
-    text = yaml.dump(settings.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    dump_yaml(settings.to_dict(), Path(path))
 
 
 class Scalar(NamedTuple):

@@ -57,7 +57,7 @@ def _run(
     anchors = [len(corpus) + i for i in range(settings.data.per_device_anchors)] if corpus.anchors is not None else []
     micro = Collator(corpus.stage, corpus.roles, pad_id(tokenizer))([corpus[i] for i in [*longest, *anchors]])
     return memory.Run(
-        ranks=world(),
+        ranks=settings.output.dry_run_ranks or world(),
         stage=int(zero.get("stage", 0)),
         bf16=settings.model.bf16,
         offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",

@@ -6,72 +6,33 @@ Every key has a line of help and either a default or is required. A group checks
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from train.data.sources import Source
+from train.keys import (
+    COUNT,
+    FRACTION,
+    NATURAL,
+    POSITIVE,
+    REQUIRED,
+    SOME_SOURCES,
+    SOURCES,
+    STEPS,
+    WARMUP,
+    Group,
+    check_json,
+    key,
+    one_of,
+    some_of,
+)
 
 if TYPE_CHECKING:
     from expo_kernels.types import Objective
 
-REQUIRED = MISSING
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
-
-
-class Limit(NamedTuple):
-    """Which values of a key's type are good, in words and as a test. None, where a key takes it, is always good."""
-
-    want: str
-    holds: Callable[[Any], bool]
-
-
-COUNT = Limit("at least 1", lambda n: n >= 1)
-POSITIVE = Limit("above 0", lambda x: 0 < x < math.inf)
-NATURAL = Limit("at least 0", lambda x: 0 <= x < math.inf)
-FRACTION = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
-STEPS = Limit("-1 or at least 1", lambda n: n == -1 or n >= 1)
-WARMUP = Limit("a share below 1 or a whole number", lambda x: 0 <= x < 1 or (x >= 1 and x % 1 == 0))
-SOURCES = Limit("each a Source", lambda them: all(isinstance(one, Source) for one in them))
-SOME_SOURCES = Limit("at least one Source", lambda them: bool(them) and SOURCES.holds(them))
-
-
-def one_of(*names: str) -> Limit:
-    return Limit(f"one of {', '.join(names)}", lambda value: value in names)
-
-
-def some_of(*names: str) -> Limit:
-    """One or more of them, none twice; or "none" alone."""
-    want = f"none alone or some of {', '.join(names)}, each once"
-    return Limit(want, lambda them: them == ("none",) or 0 < len(them) == len({*them} & {*names}))
-
-
-def key(default: Any, help: str, limit: Limit | None = None) -> Any:
-    """A field with its help. The default {} is a new one for every instance."""
-    metadata = {"help": help, "limit": limit}
-    if default == {}:
-        return dataclasses.field(default_factory=dict, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Keys of one owner: each within its limit, and none that contradicts another."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            limit, value = field.metadata.get("limit"), getattr(self, field.name)
-            if limit is not None and value is not None and not limit.holds(value):
-                raise ValueError(f"{field.name}: want {limit.want}, got {value!r}")
-        if found := "; ".join(self.contradictions()):
-            raise ValueError(found)
-
-    def contradictions(self) -> Iterator[str]:
-        """Each a line that names the keys."""
-        yield from ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,16 +165,6 @@ class TrainingSettings(Group):
             check_json("deepspeed", Path(self.deepspeed))
 
 
-def check_json(name: str, path: Path) -> None:
-    """A file that holds a JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as wrong:
-        raise ValueError(f"{name}: want a JSON object in {str(path)!r}, got {wrong}") from wrong
-    if not isinstance(found, dict):
-        raise ValueError(f"{name}: want a JSON object in {str(path)!r}, got {type(found).__name__}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings(Group):
     """What is written, when, and what a run starts again from."""
@@ -223,19 +174,20 @@ class OutputSettings(Group):
     logging_steps: int = key(10, "steps from one report to the next", COUNT)
     report_to: tuple[str, ...] = key(("jsonl",), "where reports go", some_of("jsonl", "tensorboard", "wandb"))
     eval_steps: int = key(0, "steps from one evaluation to the next; 0: at the end only", NATURAL)
-    save_steps: int = key(0, "steps from one checkpoint to the next; 0: at the end only", NATURAL)
+    save_steps: int = key(0, "steps from one checkpoint to the next; 0: only the final model", NATURAL)
     save_total_limit: int = key(3, "checkpoints that are kept; 0: all", NATURAL)
     metric_for_best_model: str | None = key(None, "what load_best_model_at_end goes by; none: loss")
     greater_is_better: bool | None = key(None, "whether the metric should be high; none: unless its name ends in loss")
     load_best_model_at_end: bool = key(False, "the final model is the best of the evaluated checkpoints")
     resume_from_checkpoint: str | None = key(None, "a checkpoint's folder; auto: the newest complete one, if any")
-    overwrite_output_dir: bool = key(False, "start anew in an output_dir that is not empty")
+    overwrite_output_dir: bool = key(False, "move the run that output_dir has aside, and start anew")
     save_only_model: bool = key(False, "checkpoints without the optimizer; such a run cannot be resumed")
     token_stats: bool = key(
         False, "entropy and mean_token_accuracy of training batches too (evaluation always has them)"
     )
     disable_tqdm: bool = key(False, "no progress bars")
-    dry_run: bool = key(False, "check everything, show what would be done, and stop")
+    dry_run: bool = key(False, "show data, first example and expected memory, and stop")
+    dry_run_ranks: int = key(0, "ranks that dry_run reckons with; 0: those that run", NATURAL)
 
     def contradictions(self) -> Iterator[str]:
         best = self.load_best_model_at_end
@@ -246,6 +198,8 @@ class OutputSettings(Group):
             yield f"load_best_model_at_end and save_steps: want save_steps {of_eval}, got {self.save_steps}"
         if self.metric_for_best_model is not None and not best:
             yield "metric_for_best_model and load_best_model_at_end: want both, got only the metric"
+        if self.dry_run_ranks and not self.dry_run:
+            yield "dry_run_ranks and dry_run: want both, got only dry_run_ranks"
         if self.greater_is_better is not None and self.metric_for_best_model is None:
             yield "greater_is_better and metric_for_best_model: want both, got only greater_is_better"
         for one, other in (
