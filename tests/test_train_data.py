@@ -183,6 +183,13 @@ def test_the_schemas_of_sft(row, prompt, response):
     assert group(row, "sft") == (prompt, [response])
 
 
+def test_imitation_of_pairs_reads_the_chosen_response():
+    assert group(PAIR, "sft") == ("hi ", ["yo"])
+    transcripts = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+    assert group(transcripts, "sft") == ([user("a")], [[answer("b")]])
+    assert group({"prompt": "p ", "responses": ["x", "y", "z"], "scores": [1, 3, 2]}, "sft") == ("p ", ["y"])
+
+
 def test_unpaired_from_labels_and_from_pairs():
     for label, value in ((True, 1.0), (0, 0.0), ("False", 0.0)):
         (text,) = texts({"prompt": "p", "completion": "c", "label": label}, "unpaired")
@@ -244,8 +251,8 @@ def test_columns_missing_renamed_and_not_finite():
 def test_what_is_no_known_schema():
     with pytest.raises(ValueError, match=r"format of preference: .*hh \(.*; got question \(str\), answer \(int\)"):
         texts({"question": "q", "answer": 1})
-    with pytest.raises(ValueError, match=r"row 7: want a format of sft, one of messages, .*got 'pairs'"):
-        texts(PAIR, "sft", name="pairs")
+    with pytest.raises(ValueError, match=r"row 7: want a format of lists, one of scored, .*got 'pairs'"):
+        texts(PAIR, "lists", name="pairs")
     with pytest.raises(ValueError, match="stage: want one of sft, preference, unpaired, lists, anchors, got 'dpo'"):
         Wanted(stage="dpo")
     with pytest.raises(ValueError, match="row 7: want chosen a text or a list of messages, got 5"):

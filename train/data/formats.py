@@ -159,7 +159,7 @@ FORMATS: dict[str, Format] = {
 
 _PAIRS = ("ultrafeedback", "sharegpt", "alpaca_ranking", "scored", "hh", "pairs")
 STAGES: dict[str, tuple[str, ...]] = {  # stage: its formats, in the order that rows are tried for them
-    "sft": ("messages", "prompt_completion", "alpaca"),
+    "sft": ("messages", "prompt_completion", "alpaca", *_PAIRS),
     "preference": _PAIRS,
     "unpaired": ("labelled", *_PAIRS),
     "lists": ("scored", "responses"),

@@ -91,7 +91,10 @@ def examples(row: Row, form: Format, wanted: Wanted) -> list[Text] | Dropped:
 
 
 def _picked(row: Row, group: Group, wanted: Wanted) -> list[int]:
-    """Which of the row's responses are used: all, or for a pair the best and the worst by their scores."""
+    """Which of the row's responses are used: all, or for a pair the best and the worst by their scores. Of a pair that
+    is imitated, the chosen."""
+    if wanted.stage == "sft":
+        return [group.scores.index(max(group.scores)) if group.scores else 0]
     if group.scores is not None and wanted.stage in ("preference", "unpaired"):
         if len(group.scores) < 2:
             raise UnusableRowError("fewer than two responses")
