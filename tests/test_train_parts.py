@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from train_runs import write_model
 from expo_kernels import LossOutput, LossTerms
 from expo_kernels.objectives import make_objective
 from toy.tokenizer import tokenizer
-from train import checkpoints, metrics
-from train.batches import Collator, Corpus, Example, pad_sequences
-from train.data import Source
+from train import checkpoints, corpora, metrics
+from train.batches import Collator, Corpus, Example
+from train.data import Prepared, Report, Source
+from train.layouts import Layout, pad_sequences
 from train.metrics import Meter
-from train.order import StepOrder
+from train.order import Anchors, StepOrder
 from train.policy import check_vocabulary, load_tokenizer, pad_id, switch_dropout_off
 from train.reference import fingerprint, kind
 from train.settings import DataSettings, ModelSettings, ObjectiveSettings, OutputSettings, Settings, TrainingSettings
@@ -65,7 +67,7 @@ def test_epochs_differ_and_repeat():
 def test_anchors_are_one_permutation_after_another_over_ranks_and_epochs():
     def drawn(ranks: int, per_rank: int) -> list[int]:
         orders = [
-            StepOrder(8, per_rank=4 // ranks, ranks=ranks, rank=r, seed=2, anchors=6, per_rank_anchors=per_rank)
+            StepOrder(8, per_rank=4 // ranks, ranks=ranks, rank=r, seed=2, anchors=Anchors(8, 6, per_rank, 2))
             for r in range(ranks)
         ]
         found: list[int] = []
@@ -113,26 +115,26 @@ def test_role_by_role_with_columns_reference_and_anchors():
     corpus = Corpus(groups(), stage, anchors)
     corpus.reference = -torch.arange(8.0).view(4, 2)
     stage_with = stage._replace(objective=make_objective("xpo"))
-    micro = Collator(stage_with, 2, 0)([corpus[1], corpus[2], corpus[4]])
+    micro = Collator(stage_with, 2, Layout())([corpus[1], corpus[2], corpus[4]])
     host = micro.batch.host
     assert (host.roles, host.groups, host.anchors) == (2, 2, 1)
     assert host.lengths == (2, 1, 3, 2, 2) and micro.ids == ("x:1", "x:2")
     assert micro.reference.tolist() == [-2, -4, -3, -5, 0] and micro.batch.anchor_weights.tolist() == [2.0]
     assert micro.columns["gap"].tolist() == [0.5, 1.0]
-    assert micro.tokens == 4 + 3 + 5 + 4 + 3 == int(micro.attention_mask.sum())
+    assert micro.tokens == 4 + 3 + 5 + 4 + 3 == int(micro.inputs.attention_mask.sum())
 
 
 def test_a_rank_without_examples_gets_a_group_that_counts_for_nothing():
     for name in ("dpo", "odpo", "adpo", "kto"):
         stage = stage_of(make_objective(name))
         K = 1 if name == "kto" else 2
-        micro = Collator(stage, K, 0)([])
+        micro = Collator(stage, K, Layout())([])
         assert micro.tokens == 0 and set(micro.batch.host.lengths) == {0} and micro.batch.host.groups == 1
 
 
 def test_token_weights_are_made_where_the_batch_is():
     stage = stage_of(make_objective("lddpo", alpha=0.5))
-    micro = Collator(stage, 2, 0)([Corpus(groups(), stage)[1]])
+    micro = Collator(stage, 2, Layout())([Corpus(groups(), stage)[1]])
     assert micro.batch.token_weights.tolist() == [1.0, 1.0, 1.0, 1.0, 0.5]
 
 
@@ -142,7 +144,7 @@ def test_other_prompts_responses_for_kto():
     corpus = Corpus(groups(1), stage)
     assert [corpus.mismatched(i) for i in range(4)] == [2, 2, 0, 0]  # 0, 1 and 2, 3 share a prompt
     corpus.reference = -torch.arange(8.0).view(4, 2)
-    micro = Collator(stage, 1, 0)([corpus[0], corpus[3]])
+    micro = Collator(stage, 1, Layout())([corpus[0], corpus[3]])
     assert micro.reference.tolist() == [0, -6] and micro.others.reference.tolist() == [-1, -7]
     assert micro.others.batch.labels.tolist() == [3, 1]  # the responses of 2 and of 0
 
@@ -151,7 +153,7 @@ def test_lists_have_their_numbers_role_by_role():
     stage = stage_of(make_objective("adpo"))
     assert stage.name == "lists" and stage.sequence_columns == ("reward",)
     corpus = Corpus(groups(3), stage)
-    micro = Collator(stage, corpus.roles, 0)([corpus[0], corpus[1]])
+    micro = Collator(stage, corpus.roles, Layout())([corpus[0], corpus[1]])
     assert micro.columns["reward"].tolist() == [0, 0, 1, 1, 2, 2] and micro.batch.host.roles == 3
 
 
@@ -182,7 +184,7 @@ def output(
 def test_means_over_active_groups_and_quantiles_of_margins():
     stage = stage_of(make_objective("dpo"))
     rows = [Example(str(i), [1], [[2], [3, 4]], {}, {}, torch.tensor([-1.0, -2.0])) for i in range(2)]
-    micro = Collator(stage, 2, 0)([*rows, Example("empty", [1], [[], [2]], {}, {}, torch.zeros(2))])
+    micro = Collator(stage, 2, Layout())([*rows, Example("empty", [1], [[], [2]], {}, {}, torch.zeros(2))])
     meter = Meter("preference", 8, torch.device("cpu"))
     out = output(
         [-1.5, -3.0, 0, -4.0, -5.0, -9.0], [0.1, 0.4, 9.0, 0.3, 0.2, 9.0], [-0.5, -0.004, 9.0, 0.5, 0.004, 9.0],
@@ -202,6 +204,24 @@ def test_means_over_active_groups_and_quantiles_of_margins():
 
 def test_saturation_without_any_slope():
     assert metrics._saturated(torch.tensor([0.0, 0.0, math.nan])) == {}
+
+
+# what is held out
+
+
+def test_no_prompt_is_on_both_sides(tmp_path):
+    own = settings(data_keys={"eval_fraction": 0.3})
+    rows = Dataset.from_list([{"id": str(i), "prompt": [i // 3], "responses": [[1], [2]]} for i in range(30)])
+    made = Prepared(rows, Report(), "f", 2)
+    divided = corpora.divide(own, stage_of(own.make_objective()), corpora.Data(made, None, None))
+    kept, out = (
+        {row["prompt"][0] for row in each.groups} for each in (divided.train, divided.held_out) if each is not None
+    )
+    assert not kept & out and kept | out == set(range(10)) and len(out) == 3
+    assert [name for _, name in divided.named] == ["f/0.3/42", "f/0.3/42/held out"]
+    one = Prepared(rows.select(range(3)), Report(), "f", 2)
+    with pytest.raises(ValueError, match="want at least two different prompts"):
+        corpora.divide(own, stage_of(own.make_objective()), corpora.Data(one, None, None))
 
 
 # models and tokenizers
@@ -288,18 +308,43 @@ def test_a_model_is_known_by_its_bytes(tmp_path):
 # folders
 
 
+def claim(output, resume=None, auto=False, overwrite=False):
+    return checkpoints.claim(output, resume=resume, auto=auto, overwrite=overwrite)
+
+
 def test_a_folder_with_another_run_is_refused_or_moved_aside_whole(tmp_path):
     output = tmp_path / "run"
-    assert checkpoints.claim(output, resume=False, overwrite=False) is None and output.is_dir()
+    assert claim(output) is None and output.is_dir()
     (output / "settings.yaml").write_text("mine")
     with pytest.raises(FileExistsError, match="want a folder without a run in it"):
-        checkpoints.claim(output, resume=False, overwrite=False)
-    assert checkpoints.claim(output, resume=True, overwrite=False) is None
-    aside = checkpoints.claim(output, resume=False, overwrite=True)
+        claim(output)
+    assert claim(output, auto=True) is None  # killed before its first checkpoint: it starts anew where it was
+    aside = claim(output, overwrite=True)
     assert (aside / "settings.yaml").read_text() == "mine" and not list(output.iterdir())
 
 
-def test_the_newest_whole_checkpoint_and_what_rotation_leaves(tmp_path):
+def test_resuming_does_not_open_folders_of_other_runs(tmp_path):
+    done, other = tmp_path / "done", tmp_path / "other"
+    for folder in (done, other):
+        (folder / "checkpoint-2").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert claim(done, resume=done / "checkpoint-2") is None
+    with pytest.raises(FileExistsError):
+        claim(done, resume=other / "checkpoint-2")
+    (done / "checkpoint-2").rmdir()
+    with pytest.raises(FileExistsError):
+        claim(done, auto=True)  # a final model, and no checkpoint to go on from
+
+
+def test_checkpoints_of_a_branch_that_is_left_are_set_aside(tmp_path):
+    for step in (3, 4, 5):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    moved = checkpoints.set_later_aside(tmp_path / "checkpoint-3")
+    assert [step for step, _ in checkpoints.found(tmp_path)] == [3] and len(moved) == 2
+    assert all(path.is_dir() for path in moved)
+
+
+def test_the_newest_whole_checkpoint_and_what_rotation_leaves(tmp_path, monkeypatch):
     for step in (5, 10, 100, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     (tmp_path / ".partial" / "checkpoint-200").mkdir(parents=True)
@@ -307,8 +352,11 @@ def test_the_newest_whole_checkpoint_and_what_rotation_leaves(tmp_path):
     assert checkpoints.newest(tmp_path).name == "checkpoint-100"
     checkpoints.rotate(tmp_path, 2, best=tmp_path / "checkpoint-5")
     assert [step for step, _ in checkpoints.found(tmp_path)] == [5, 20, 100]
+    monkeypatch.chdir(tmp_path)
+    checkpoints.rotate(tmp_path, 1, best=Path("checkpoint-5"))
+    assert [step for step, _ in checkpoints.found(tmp_path)] == [5, 100]
     checkpoints.rotate(tmp_path, None, best=None)
-    assert len(checkpoints.found(tmp_path)) == 3
+    assert len(checkpoints.found(tmp_path)) == 2
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):

@@ -23,7 +23,7 @@ DOCUMENTED = {  # by hand, so that a renamed key or a changed default is seen
         "model": None, "model_revision": None, "tokenizer": None, "trust_remote_code": False,
         "attn_implementation": "sdpa", "bf16": False, "gradient_checkpointing": False, "lora_r": 0, "lora_alpha": 16.0,
         "lora_dropout": 0.0, "lora_target_modules": None, "lora_modules_to_save": None, "lora_merge": False,
-        "backend": "auto", "workspace_mb": 1024,
+        "packing": "none", "shared_prompts": False, "backend": "auto", "workspace_mb": 1024,
     },
     "data": {
         "train_data": None, "eval_data": (), "eval_fraction": 0.0, "anchor_data": (), "per_device_anchors": 0,
@@ -34,7 +34,8 @@ DOCUMENTED = {  # by hand, so that a renamed key or a changed default is seen
         "objective": None, "objective_args": {}, "reference": "auto", "reference_model": None, "reference_cache": None,
     },
     "training": {
-        "num_train_epochs": 1.0, "max_steps": -1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 8,
+        "num_train_epochs": 1.0, "max_steps": -1, "per_device_train_batch_size": 4, "max_tokens": None,
+        "per_device_eval_batch_size": 8,
         "gradient_accumulation_steps": 1, "learning_rate": 1e-6, "lr_scheduler_type": "cosine",
         "lr_scheduler_kwargs": {}, "warmup_steps": 0.0, "optim": "adamw_torch", "optim_args": None, "weight_decay": 0.0,
         "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "seed": 42,
@@ -48,7 +49,7 @@ DOCUMENTED = {  # by hand, so that a renamed key or a changed default is seen
     },
 }  # fmt: skip
 LORA = "--lora_r 8"
-BEST = "--load_best_model_at_end --eval_fraction 0.1 --eval_steps 5 --save_steps 10"
+BEST = "--load_best_model_at_end --eval_fraction 0.1 --eval_steps 5 --save_steps 5"
 ANCHORS = "--anchor_data c.jsonl --per_device_anchors 2"
 REACHED = {  # key: (its words on the command line, what they mean, what it goes with)
     "model": ("folder", "folder", ""),
@@ -64,6 +65,8 @@ REACHED = {  # key: (its words on the command line, what they mean, what it goes
     "lora_target_modules": ("q_proj v_proj", ("q_proj", "v_proj"), LORA),
     "lora_modules_to_save": ("lm_head", ("lm_head",), LORA),
     "lora_merge": ("true", True, LORA),
+    "packing": ("mask", "mask", ""),
+    "shared_prompts": ("true", True, "--packing auto"),
     "backend": ("plain", "plain", ""),
     "workspace_mb": ("256", 256, ""),
     "train_data": ("a.jsonl b.jsonl", (Source(path="a.jsonl"), Source(path="b.jsonl")), ""),
@@ -86,6 +89,7 @@ REACHED = {  # key: (its words on the command line, what they mean, what it goes
     "num_train_epochs": ("0.5", 0.5, ""),
     "max_steps": ("100", 100, ""),
     "per_device_train_batch_size": ("1", 1, ""),
+    "max_tokens": ("4096", 4096, "--packing auto"),
     "per_device_eval_batch_size": ("2", 2, ""),
     "gradient_accumulation_steps": ("8", 8, ""),
     "learning_rate": ("5e-7", 5e-7, ""),
@@ -439,6 +443,10 @@ CONTRADICTIONS = [
     ("--load_best_model_at_end --eval_steps 5 --save_steps 5", "load_best_model_at_end", "eval_data"),
     ("--load_best_model_at_end --eval_data e --save_steps 5", "load_best_model_at_end", "eval_steps"),
     ("--load_best_model_at_end --eval_data e --eval_steps 5 --save_steps 7", "load_best_model_at_end", "save_steps"),
+    ("--load_best_model_at_end --eval_data e --eval_steps 5 --save_steps 10", "load_best_model_at_end", "save_steps"),
+    ("--shared_prompts", "shared_prompts", "packing"),
+    ("--max_tokens 64", "max_tokens", "packing"),
+    ("--max_tokens 64 --packing auto --per_device_train_batch_size 4", "max_tokens", "per_device_train_batch_size"),
     ("--load_best_model_at_end --eval_data e --eval_steps 5", "load_best_model_at_end", "save_steps"),
     ("--metric_for_best_model loss", "metric_for_best_model", "load_best_model_at_end"),
     ("--greater_is_better no", "greater_is_better", "metric_for_best_model"),
@@ -497,7 +505,7 @@ def test_steps_and_epochs_are_a_contradiction_and_the_command_line_overrides_eit
 
 LIMITS = {
     "at least 1": (
-        ["workspace_mb", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size",
+        ["workspace_mb", "max_length", "max_tokens", "per_device_train_batch_size", "per_device_eval_batch_size",
          "gradient_accumulation_steps", "ddp_timeout", "logging_steps"], ["0", "-1"],
     ),
     "at least 0": (
@@ -510,7 +518,8 @@ LIMITS = {
     "-1 or at least 1": (["max_steps"], ["0", "-2"]),
     "a share below 1 or a whole number": (["warmup_steps"], ["-1", "1.5", "nan", "inf"]),
     "one of ": (
-        ["attn_implementation", "backend", "truncation_mode", "reference", "lr_scheduler_type", "optim"], ["fast"],
+        ["attn_implementation", "packing", "backend", "truncation_mode", "reference", "lr_scheduler_type", "optim"],
+        ["fast"],
     ),
     "none alone or some of jsonl, tensorboard, wandb, each once": (
         ["report_to"], ["mlflow", "[jsonl, none]", "[none, none]", "[jsonl, jsonl]", "[]"],

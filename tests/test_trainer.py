@@ -21,7 +21,7 @@ from train_runs import (
     weights,
     write_model,
     write_pairs,
-    write_zero3,
+    write_zero,
 )
 
 PLAIN = {
@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
     write_model(made / "other", seed=1)
     write_pairs(made / "pairs.jsonl", 12)
     write_pairs(made / "held_out.jsonl", 6, seed=1)
-    write_zero3(made / "zero3.json")
+    write_zero(made / "zero3.json")
     return made
 
 
@@ -154,19 +154,58 @@ def test_max_steps_goes_round_the_data(runs):
 # what is refused
 
 
+def refused(*command: str) -> str:
+    return run([*RUN, *command], ok=False)
+
+
 def test_a_folder_with_another_run(runs):
-    printed = run([*RUN, *command_line(keys(runs, "first"))], ok=False)
-    assert "output_dir: want a folder without a run in it" in printed
+    before = (runs / "first" / "settings.yaml").read_text()
+    for more in ({}, {"resume_from_checkpoint": "auto"}):
+        printed = refused(*command_line(keys(runs, "first", model=str(runs / "other"), **more)))
+        assert "output_dir: want a folder without a run in it" in printed
+    assert (runs / "first" / "settings.yaml").read_text() == before
 
 
-def test_a_checkpoint_of_other_data_or_another_model(runs):
-    write_pairs(runs / "changed.jsonl", 12, seed=9)
-    base = keys(runs, "resumed", save_steps=1, max_steps=2)
-    run([*RUN, *command_line(base)])
-    changes = {"data": {"train_data": str(runs / "changed.jsonl")}, "model": {"model": str(runs / "other")}}
+@pytest.fixture(scope="module")
+def stopped(folder) -> Path:
+    """A run that was stopped after two of its three steps."""
+    run([*RUN, *command_line(keys(folder, "stopped", save_steps=1))])
+    shutil.rmtree(folder / "stopped" / "checkpoint-3")
+    return folder
+
+
+def test_a_checkpoint_of_other_data_or_another_model(stopped):
+    write_pairs(stopped / "changed.jsonl", 12, seed=9)
+    before = (stopped / "stopped" / "settings.yaml").read_text()
+    changes = {
+        "data": {"train_data": str(stopped / "changed.jsonl")},
+        "model": {"model": str(stopped / "other")},
+        "lora_r": {"lora_r": 2},
+    }
     for name, change in changes.items():
-        printed = run([*RUN, *command_line({**base, **change, "resume_from_checkpoint": "auto"})], ok=False)
-        assert re.search(rf"is of another run: {name}: ", printed)
+        own = keys(stopped, "stopped", save_steps=1, resume_from_checkpoint="auto", **change)
+        assert re.search(rf"is of another run: .*{name}: ", refused(*command_line(own)))
+    assert (stopped / "stopped" / "settings.yaml").read_text() == before
+
+
+def test_intervals_may_change_on_resume_and_a_finished_run_stays_what_it_is(stopped):
+    own = keys(stopped, "stopped", save_steps=5, logging_steps=3, resume_from_checkpoint="auto")
+    (stopped / "stopped" / "log.jsonl").unlink()
+    run([*RUN, *command_line(own)])
+    assert [row["step"] for row in logs(stopped / "stopped") if "loss" in row] == [3]
+    before = weights(stopped / "stopped")
+    again = run([*RUN, *command_line(own)])
+    assert "nothing is left to train" in again
+    after = weights(stopped / "stopped")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_deepspeed_without_the_gathering_that_saving_needs(folder):
+    config = json.loads((folder / "zero3.json").read_text())
+    del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    (folder / "no gather.json").write_text(json.dumps(config))
+    printed = refused(*command_line(keys(folder, "x", deepspeed=str(folder / "no gather.json"))))
+    assert "want stage3_gather_16bit_weights_on_model_save true" in printed
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_has_changed(folder):

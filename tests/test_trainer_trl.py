@@ -55,7 +55,7 @@ def test_twenty_steps_of_dpo_are_trls(tmp_path):
     ours = [row for row in logs(tmp_path / "ours") if "loss" in row]
     theirs = trl_logs(tmp_path, in_our_order(pairs))
     assert len(ours) == len(theirs) == STEPS
-    assert max(row["loss"] for row in ours) - min(row["loss"] for row in ours) > 0.05
+    assert max(row["loss"] for row in ours) - min(row["loss"] for row in ours) > 0.03
     for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"):
         for own, other in zip(ours, theirs, strict=True):
             assert own[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4), name

@@ -10,6 +10,7 @@ import pytest
 import torch
 from train_runs import (
     command_line,
+    logs,
     losses,
     run_cases,
     weights,
@@ -17,7 +18,7 @@ from train_runs import (
     write_lists,
     write_model,
     write_pairs,
-    write_zero3,
+    write_zero,
 )
 
 SGD = {"optim": "sgd", "learning_rate": 0.1}
@@ -33,6 +34,8 @@ CASES: dict[str, dict[str, object]] = {
     "tied, checkpointing": {**SGD, "objective": "dpo", "model": "tied", "gradient_checkpointing": True},
     "adamw, clipped": {**ADAM, "objective": "dpo", "model": "tied", "max_grad_norm": 0.5},
     "adapter": {**SGD, "objective": "ipo", "lora_r": 4, "learning_rate": 0.01},
+    "stage 0": {**SGD, "objective": "dpo", "zero": 0},
+    "stage 2": {**SGD, "objective": "dpo", "zero": 2},
     "adapter and a head of its own": {**SGD, "objective": "dpo", "lora_r": 2, "lora_modules_to_save": ["lm_head"]},
     "reference engine": {**SGD, "objective": "expo_reg", "objective_args": {"lam": 0.3}, "reference": "engine"},
     "anchors": {
@@ -42,6 +45,13 @@ CASES: dict[str, dict[str, object]] = {
     "tokens": {**SGD, "objective": "sft"},
     "unpaired": {**SGD, "objective": "kto", "learning_rate": 1.0},
     "lists": {**SGD, "objective": "adpo", "learning_rate": 1.0},
+    "packed": {**SGD, "objective": "dpo", "packing": "auto"},
+    "packed, prompts shared": {
+        **SGD, "objective": "expo_comp", "objective_args": {"lam": 0.2, "samples": "anchors"}, "per_device_anchors": 2,
+        "packing": "mask", "shared_prompts": True, "model": "tied", "gradient_checkpointing": True,
+    },
+    "packed, unpaired": {**SGD, "objective": "kto", "learning_rate": 1.0, "packing": "auto"},
+    "so many tokens": {**SGD, "objective": "dpo", "packing": "auto", "max_tokens": 96},
     "token weights": {**SGD, "objective": "lddpo", "objective_args": {"alpha": 0.5}},
 }  # fmt: skip
 DATA = {"sft": "sft.jsonl", "adpo": "lists.jsonl"}  # of objectives that do not read pairs
@@ -51,7 +61,7 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("zero3")]  # one
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """Both runs of every case, and a run of four steps that is resumed from its second."""
+    """Both runs of every case, and a run of three epochs that is resumed in its second."""
     folder = tmp_path_factory.mktemp("zero3")
     for name, tied in (("untied", False), ("tied", True)):
         write_model(folder / name, tied)
@@ -65,8 +75,10 @@ def made(tmp_path_factory) -> Path:
         )
     )
     write_lists(folder / "lists.jsonl", 9)
-    write_zero3(folder / "zero3.json")
-    whole = {**SHARED, **ADAM, "objective": "dpo", "num_train_epochs": 2, "save_steps": 2}
+    for stage in (0, 2, 3):
+        write_zero(folder / f"zero{stage}.json", stage)
+    # two steps an epoch: the third is in the middle of the second
+    whole = {**SHARED, **ADAM, "objective": "dpo", "num_train_epochs": 3, "save_steps": 3}
     two = [keys(folder, name, case, 2) for name, case in CASES.items()] + [keys(folder, RESUMED, whole, 2)]
     run_cases(list(map(command_line, two)), folder, 2)
     run_cases([command_line(keys(folder, name, case, 1)) for name, case in CASES.items()], folder, 1)
@@ -75,9 +87,10 @@ def made(tmp_path_factory) -> Path:
     run_cases([command_line(without)], folder, 2)
     first = folder / f"{RESUMED}-2"
     shutil.copytree(first, folder / "whole")
-    shutil.rmtree(first / "checkpoint-4")
+    shutil.rmtree(first / "checkpoint-6")
     (first / "log.jsonl").unlink()
-    run_cases([command_line({**two[-1], "resume_from_checkpoint": "auto"})], folder, 2)
+    mixed = keys(folder, "bf16", CASES["adapter and a head of its own"] | {"bf16": True}, 2)
+    run_cases([command_line({**two[-1], "resume_from_checkpoint": "auto"}), command_line(mixed)], folder, 2)
     return folder
 
 
@@ -90,8 +103,12 @@ def keys(folder: Path, name: str, case: dict[str, object], ranks: int) -> dict[s
     own["per_device_train_batch_size"] = own["per_device_eval_batch_size"] = 4 // ranks
     if "per_device_anchors" in case:
         own |= {"anchor_data": str(folder / "anchors.jsonl"), "per_device_anchors": 4 // ranks}
+    if "max_tokens" in case:
+        del own["per_device_train_batch_size"]
+        own["gradient_accumulation_steps"] = 4 // ranks
     if ranks > 1:
-        own["deepspeed"] = str(folder / "zero3.json")
+        own["deepspeed"] = str(folder / f"zero{case.get('zero', 3)}.json")
+    own.pop("zero", None)
     return own
 
 
@@ -111,6 +128,13 @@ def test_two_ranks_equal_one_process(made, name):
 def test_two_ranks_without_deepspeed_equal_one_process(made):
     got, want = weights(made / "without deepspeed-2"), weights(made / "untied-1")
     assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-6
+
+
+@pytest.mark.parametrize("packed, padded", [("packed", "untied"), ("packed, unpaired", "unpaired")])
+def test_a_packed_run_is_the_padded_one(made, packed, padded):
+    got, want = weights(made / f"{packed}-1"), weights(made / f"{padded}-1")
+    assert max(float((got[key] - want[key]).abs().max()) for key in want) <= 1e-6
+    assert losses(made / f"{packed}-1") == pytest.approx(losses(made / f"{padded}-1"), rel=1e-6, abs=2e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -133,7 +157,14 @@ def test_evaluation_counts_every_example_once(made, name):
         assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_epochs_are_different_orders(made):
+    whole = losses(made / "whole")
+    assert whole[0] == pytest.approx(0.693147, abs=1e-5) and len({round(loss, 6) for loss in whole}) == 6
+    first = [logs(made / "whole")[i]["logps/chosen"] for i in (0, 2, 4)]
+    assert len({round(value, 1) for value in first}) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "zero" not in CASES[name]])
 def test_the_head_is_sharded_while_the_body_runs(made, name):
     tied = CASES[name].get("model") == "tied"
     for rank in (0, 1):
@@ -157,6 +188,7 @@ def test_the_model_loads_as_any_other(made):
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(made):
     resumed, whole = made / f"{RESUMED}-2", made / "whole"
-    assert losses(resumed) == losses(whole)[2:] and len(losses(resumed)) == 2
+    assert losses(resumed) == losses(whole)[3:] and len(losses(resumed)) == 3
+    assert logs(resumed)[0]["num_tokens"] == logs(whole)[3]["num_tokens"]
     got, want = weights(resumed), weights(whole)
     assert all(torch.equal(got[key], want[key]) for key in want)

@@ -81,8 +81,9 @@ def write_lists(path: Path, count: int, seed: int = 8) -> Path:
     return path
 
 
-def write_zero3(path: Path) -> Path:
-    path.write_text(json.dumps(ZERO3))
+def write_zero(path: Path, stage: int = 3) -> Path:
+    zero = ZERO3["zero_optimization"] if stage == 3 else {"stage": stage}
+    path.write_text(json.dumps({**ZERO3, "zero_optimization": zero}))
     return path
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from train.data.sources import Source
-from train.settings import Settings
+from train.settings import INSTEAD, Settings, rules
 from train.yaml_text import dump_yaml, read_yaml
 
 NONE = ("none", "null")
@@ -197,9 +197,11 @@ def _override(values: dict[str, Any], options: Sequence[Option]) -> dict[str, An
     _check_known("command line", (option.key for option in options), KEYS)
     whole = {one.key: convert(one.key, KEYS[one.key].hint, _raw(one)) for one in options if one.entry is None}
     merged = {**values, **whole}
-    for length, other in (("max_steps", "num_train_epochs"), ("num_train_epochs", "max_steps")):
-        if length in whole and whole[length] > 0 and other not in whole:  # the file's length gives way, however said
-            merged.pop(other, None)
+    for ruled, ruler in INSTEAD.items():  # what the file says of the same thing in other words gives way
+        if rules(whole.get(ruler)) and ruled not in whole:
+            merged.pop(ruled, None)
+        if ruled in whole and ruler not in whole:
+            merged.pop(ruler, None)
     for option in (one for one in options if one.entry is not None):
         raw = {option.entry: _raw(option)}
         if option.entry in whole.get(option.key, ()):
@@ -214,8 +216,9 @@ def _settings(argv: Sequence[str]) -> Settings:
     values = _override(_from_file(files[0]) if files else {}, [one for one in options if one.name != "config"])
     if missing := [name for name, key in KEYS.items() if key.default is dataclasses.MISSING and name not in values]:
         raise ValueError(f"want the required keys {', '.join(missing)}, on the command line or in --config")
-    if "num_train_epochs" in values and values.get("max_steps", -1) > 0:
-        raise ValueError("max_steps and num_train_epochs: want one of them, got both")
+    for ruled, ruler in INSTEAD.items():
+        if ruled in values and rules(values.get(ruler)):
+            raise ValueError(f"{ruler} and {ruled}: want one of them, got both")
     groups = {
         group: owner(**{name: value for name, value in values.items() if KEYS[name].group == group})
         for group, owner in GROUPS.items()

@@ -1,4 +1,4 @@
-"""Examples -> micro-batches: padded ids, and the Batch that the loss reads."""
+"""Examples -> micro-batches: what the body reads, the Batch that the loss reads, and the numbers beside them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from expo_kernels.layout import from_padded, with_declared_weights
-from expo_kernels.types import IGNORE, Batch
+from expo_kernels.layout import with_declared_weights
+from expo_kernels.types import Batch
+from train.layouts import Group, Inputs, Layout
 from train.stage import Stage
 
 
@@ -61,6 +62,27 @@ class Corpus(torch.utils.data.Dataset[Example]):
             other_reference=None if known is None or len(known) == K else known[K:],
         )  # fmt: skip
 
+    def lengths(self, shared_prompts: bool) -> list[int]:
+        """Tokens of each group in a packed row, KTO's other sequence not among them."""
+        table = self.groups.select_columns(["prompt", "responses"]).with_format("arrow")
+        found = []
+        for rows in table.iter(batch_size=1000):
+            for prompt, responses in zip(rows["prompt"].to_pylist(), rows["responses"].to_pylist(), strict=True):
+                prompts = 1 if shared_prompts else len(responses)
+                found.append(prompts * len(prompt) + sum(map(len, responses)))
+        return found
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        rows = self.groups.select_columns(["prompt", "responses"])
+        groups = max(len(row["prompt"]) + max(map(len, row["responses"])) for row in rows)
+        return max(groups, self.longest_anchor)
+
+    @property
+    def longest_anchor(self) -> int:
+        return max((len(row["prompt"]) + len(row["responses"][0]) for row in self.anchors or ()), default=0)
+
     def mismatched(self, index: int) -> int:
         """The next example with another prompt, or, where all prompts are one, the next."""
         n, own = len(self), self.groups[index]["prompt"]
@@ -72,11 +94,10 @@ class Corpus(torch.utils.data.Dataset[Example]):
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """S sequences of T tokens, role by role, then anchors."""
+    """S sequences, role by role, then anchors."""
 
     ids: tuple[str, ...]  # [P]
-    input_ids: Tensor  # [S, T]
-    attention_mask: Tensor  # [S, T]
+    inputs: Inputs
     batch: Batch
     columns: dict[str, Tensor]
     reference: Tensor | None  # [S], anchors' are 0
@@ -92,8 +113,7 @@ class MicroBatch:
     def _map(self, change: Callable[[Any], Any]) -> MicroBatch:
         return dataclasses.replace(
             self,
-            input_ids=change(self.input_ids),
-            attention_mask=change(self.attention_mask),
+            inputs=self.inputs.map(change),
             batch=change(self.batch),
             columns={name: change(column) for name, column in self.columns.items()},
             reference=None if self.reference is None else change(self.reference),
@@ -104,33 +124,29 @@ class MicroBatch:
 class Collator:
     """Examples of a micro-batch -> MicroBatch. Without any: one group of empty sequences, which counts for nothing."""
 
-    def __init__(self, stage: Stage, roles: int, pad: int) -> None:
-        self.stage, self.roles, self.pad = stage, roles, pad
+    def __init__(self, stage: Stage, roles: int, layout: Layout) -> None:
+        self.stage, self.roles, self.layout = stage, roles, layout
 
     def __call__(self, examples: Sequence[Example]) -> MicroBatch:
-        groups = [example for example in examples if example.anchor_weight is None] or [self._filler(examples)]
+        groups = [example for example in examples if example.anchor_weight is None] or [self._filler()]
         anchors = [example for example in examples if example.anchor_weight is not None]
-        sequences = [(e.prompt, e.responses[k]) for k in range(self.roles) for e in groups]
-        sequences += [(e.prompt, e.responses[0]) for e in anchors]
-        input_ids, mask, labels = pad_sequences(sequences, self.pad)
         weights = torch.tensor([e.anchor_weight for e in anchors]) if anchors else None
-        batch = from_padded(labels, roles=self.roles, anchors=len(anchors), anchor_weights=weights)
+        inputs, batch = self.layout(_sequences(groups), _sequences(anchors), weights)
         return MicroBatch(
             ids=tuple(e.id for e in groups),
-            input_ids=input_ids,
-            attention_mask=mask,
+            inputs=inputs,
             batch=with_declared_weights(self.stage.objective, batch),
             columns=self._columns(groups),
             reference=_reference([e.reference for e in groups], len(anchors)),
             others=self._others(groups),
-            tokens=sum(len(prompt) + len(response) for prompt, response in sequences) if examples else 0,
+            tokens=_tokens(inputs) if examples else 0,
         )
 
-    def _filler(self, examples: Sequence[Example]) -> Example:
+    def _filler(self) -> Example:
         numbers = dict.fromkeys(self.stage.columns, 0.0)
         lists = {name: [0.0] * self.roles for name in self.stage.sequence_columns}
         known = torch.zeros(self.roles)
-        return Example("", [self.pad], [[]] * self.roles, numbers, lists, known, [], torch.zeros(1))
+        return Example("", [self.layout.pad], [[]] * self.roles, numbers, lists, known, [], torch.zeros(1))
 
     def _columns(self, groups: list[Example]) -> dict[str, Tensor]:
         columns = {name: torch.tensor([e.columns[name] for e in groups]) for name in self.stage.columns}
@@ -141,29 +157,17 @@ class Collator:
     def _others(self, groups: list[Example]) -> MicroBatch | None:
         if self.stage.point != "mismatched":
             return None
-        sequences = [(e.prompt, e.other or []) for e in groups]
-        input_ids, mask, labels = pad_sequences(sequences, self.pad)
+        inputs, batch = self.layout([Group(e.prompt, [e.other or []]) for e in groups])
         reference = _reference([e.other_reference for e in groups], 0)
-        tokens = sum(len(e.prompt) + len(e.other or []) for e in groups if e.id)
-        return MicroBatch((), input_ids, mask, from_padded(labels, roles=1), {}, reference, None, tokens)
+        return MicroBatch((), inputs, batch, {}, reference, None, _tokens(inputs) if groups[0].id else 0)
 
 
-def pad_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(prompt, response) token ids -> input_ids [S, T], attention_mask [S, T], labels [S, T].
+def _sequences(examples: Sequence[Example]) -> list[Group]:
+    return [Group(e.prompt, e.responses) for e in examples]
 
-    labels[s, t] is what position t predicts: the response's tokens, and -100 elsewhere. Masks come from lengths, so the
-    padding token may be any, the end of text as well.
-    """
-    T = max(len(prompt) + len(response) for prompt, response in sequences)
-    S = len(sequences)
-    input_ids, mask = torch.full((S, T), pad), torch.zeros(S, T, dtype=torch.long)
-    labels = torch.full((S, T), IGNORE)
-    for s, (prompt, response) in enumerate(sequences):
-        n, whole = len(prompt), len(prompt) + len(response)
-        input_ids[s, :whole] = torch.tensor([*prompt, *response])
-        mask[s, :whole] = 1
-        labels[s, n - 1 : whole - 1] = torch.tensor(list(response), dtype=torch.long)
-    return input_ids, mask, labels
+
+def _tokens(inputs: Inputs) -> int:
+    return inputs.input_ids.numel() if inputs.attention_mask is None else int(inputs.attention_mask.sum())
 
 
 def _reference(known: list[Tensor | None], anchors: int) -> Tensor | None:

@@ -61,23 +61,44 @@ def rotate(output: Path, keep: int | None, best: Path | None) -> None:
     if keep is None or keep <= 0:
         return
     for _, path in found(output)[:-keep]:
-        if best is None or path != best:
+        if best is None or path.resolve() != best.resolve():
             shutil.rmtree(path)
 
 
-def claim(output: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Raises FileExistsError where another run lives; `overwrite` moves that run aside, -> where to."""
-    taken = output.is_dir() and any(
-        (output / name).exists() for name in ("settings.yaml", "config.json", "model.safetensors", "trainer_state.json")
-    )
-    taken = taken or (output.is_dir() and bool(found(output)))
-    if not taken or resume:
+def set_later_aside(resume: Path) -> list[Path]:
+    """Checkpoints after the one that a run resumes from are of a branch that it leaves; -> where they are now."""
+    step = int(resume.name.split("-")[1])
+    moved = []
+    for other, path in found(resume.parent):
+        if other > step:
+            moved.append(path.with_name(f"superseded-{time.strftime('%Y%m%d-%H%M%S')}-{path.name}"))
+            os.replace(path, moved[-1])
+    return moved
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """DeepSpeed's state, or torch's."""
+    return any(checkpoint.glob("global_step*")) or (checkpoint / "optimizer.pt").is_file()
+
+
+def finished(output: Path) -> bool:
+    """Whether a final model is there."""
+    return any((output / name).exists() for name in ("config.json", "adapter_config.json", "trainer_state.json"))
+
+
+def claim(output: Path, *, resume: Path | None, auto: bool, overwrite: bool) -> Path | None:
+    """Raises FileExistsError where another run lives; `overwrite` moves that run aside, -> where to. A run goes on in
+    the folder of its checkpoint; with `auto` and no checkpoint yet, in one that has no final model."""
+    own = resume is not None and resume.resolve().parent == output.resolve()
+    begun = output.is_dir() and ((output / "settings.yaml").exists() or bool(found(output)))
+    taken = output.is_dir() and (finished(output) or (begun and not auto))
+    if own or not taken:
         output.mkdir(parents=True, exist_ok=True)
         return None
     if not overwrite:
         raise FileExistsError(
-            f"output_dir: want a folder without a run in it, got {output}; resume_from_checkpoint: auto goes on with "
-            "that run, overwrite_output_dir: true moves it aside"
+            f"output_dir: want a folder without a run in it, got {output}; resume_from_checkpoint: auto goes on from "
+            "that run's newest checkpoint, if it has one; overwrite_output_dir: true moves the run aside"
         )
     aside = output.with_name(f"{output.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     os.replace(output, aside)

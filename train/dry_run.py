@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from train import memory
+from train import corpora, memory
+from train.attention import choose
 from train.batches import Collator, Corpus
 from train.launch import say, world
+from train.layouts import Layout
 from train.policy import pad_id, with_adapter
 from train.settings import Settings
 from train.stage import Stage
 
-if TYPE_CHECKING:
-    from train.build import Data
 
-
-def dry_run(
-    settings: Settings, stage: Stage, reference: str, config: Any, load: Callable[[Path], Data],
-    show: Callable[[Data, PreTrainedTokenizerBase], None], tokenizer: PreTrainedTokenizerBase,
-) -> None:  # fmt: skip
+def dry_run(settings: Settings, stage: Stage, reference: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        data = load(Path(folder))
-        show(data, tokenizer)
+        data = corpora.load(settings, stage, tokenizer, Path(settings.data.data_cache or folder))
+        corpora.show(data, tokenizer)
         say(f"stage: {stage.name}; reference: {reference}; objective: {stage.objective}")
-        corpus = Corpus(data.train.dataset, stage, None if data.anchors is None else data.anchors.dataset)
+        corpus = corpora.divide(settings, stage, data).train
         shape = _shape(settings, config)
         estimate = memory.estimate(shape, _run(settings, reference, corpus, tokenizer, shape.hidden))
         say("", *memory.table(estimate))
@@ -50,12 +45,15 @@ def _run(
 ) -> memory.Run:
     """Of the heaviest micro-batch: the longest examples of the data come together."""
     training, zero = settings.training, _zero(settings)
-    lengths = [
-        len(p) + max(map(len, r)) for p, r in zip(corpus.groups["prompt"], corpus.groups["responses"], strict=True)
-    ]
+    packing = choose(settings.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    lengths = corpus.lengths(packing.shared_prompts)
     longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-training.per_device_train_batch_size :]
     anchors = [len(corpus) + i for i in range(settings.data.per_device_anchors)] if corpus.anchors is not None else []
-    micro = Collator(corpus.stage, corpus.roles, pad_id(tokenizer))([corpus[i] for i in [*longest, *anchors]])
+    layout = Layout(packing.packed, packing.shared_prompts, pad_id(tokenizer))
+    micro = Collator(corpus.stage, corpus.roles, layout)([corpus[i] for i in [*longest, *anchors]])
+    sequences, length = micro.inputs.input_ids.shape
+    if training.max_tokens is not None:
+        length = training.max_tokens
     return memory.Run(
         ranks=settings.output.dry_run_ranks or world(),
         stage=int(zero.get("stage", 0)),
@@ -63,14 +61,14 @@ def _run(
         offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         offload_param=zero.get("offload_param", {}).get("device", "none") != "none",
         checkpointing=settings.model.gradient_checkpointing,
-        sequences=micro.input_ids.shape[0],
-        length=micro.input_ids.shape[1],
-        scored=sum(micro.batch.host.lengths),
+        sequences=sequences,
+        length=length,
+        scored=min(sum(micro.batch.host.lengths), sequences * length),
         workspace_bytes=settings.model.workspace_mb << 20,
         reference_engine=reference == "engine",
         optimizer_states=0 if training.optim == "sgd" else 2,
         eager=settings.model.attn_implementation == "eager",
-        sdpa_mask=settings.model.attn_implementation == "sdpa",
+        sdpa_mask=packing.kind in ("padded", "mask") and settings.model.attn_implementation == "sdpa",
         buffer_bytes=_bucket(zero, hidden) * (2 if settings.model.bf16 else 4),
     )
 

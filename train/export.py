@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from train.checkpoints import IDENTITY, finished
 from train.launch import barrier, rank, say
 from train.settings import Settings
 from train.trainer import PreferenceTrainer
+
+MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+NOT_MODEL = ("trainer_state.json", IDENTITY)
 
 
 def save_final(trainer: PreferenceTrainer, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -22,6 +27,16 @@ def save_final(trainer: PreferenceTrainer, settings: Settings, tokenizer: PreTra
             _merge(settings, output, tokenizer)
         barrier()
     say(f"model: {output / 'merged' if settings.model.lora_merge else output}")
+
+
+def copy_final(checkpoint: Path, output: Path) -> None:
+    """A checkpoint's model as the final one, where a run was stopped between the two."""
+    if rank() == 0 and not finished(output):
+        for path in checkpoint.iterdir():
+            if path.is_file() and path.suffix in MODEL_FILES and path.name not in NOT_MODEL:
+                shutil.copy2(path, output / path.name)
+        say(f"model: {output}")
+    barrier()
 
 
 def _merge(settings: Settings, output: Path, tokenizer: PreTrainedTokenizerBase) -> None:

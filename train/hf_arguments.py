@@ -15,7 +15,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     if output.load_best_model_at_end:
         best = {"load_best_model_at_end": True, "metric_for_best_model": output.metric_for_best_model or "loss"}
         best["greater_is_better"] = output.greater_is_better
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=output.output_dir,
         run_name=output.run_name,
         seed=training.seed,
@@ -51,13 +51,15 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         eval_steps=output.eval_steps or None,
         save_strategy="steps" if output.save_steps else "no",
         save_steps=output.save_steps or 500,
-        save_total_limit=output.save_total_limit,
+        save_total_limit=None,  # rotation is ours
         save_only_model=output.save_only_model,
         dataloader_num_workers=settings.data.dataloader_num_workers,
         remove_unused_columns=False,
         average_tokens_across_devices=False,
         **best,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # one process has one GPU: nn.DataParallel would split what it does not know
+    return made
 
 
 def _no_gpu() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -56,16 +57,22 @@ def barrier() -> None:
         dist.barrier()
 
 
+_turns = itertools.count()
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The first rank of each machine goes first; the others find what it has written."""
-    if local_rank() != 0:
-        barrier()
+    """The first rank of each machine goes first; the others find what it has written. They wait as long as it takes: a
+    collective would end the run after ddp_timeout."""
+    turn = f"main_first/{next(_turns)}/{rank() - local_rank()}"
+    store = dist.distributed_c10d._get_default_store() if world() > 1 else None
+    if store is not None and local_rank() != 0:
+        store.wait([turn], timedelta(days=7))
     try:
         yield
     finally:
-        if local_rank() == 0:
-            barrier()
+        if store is not None and local_rank() == 0:
+            store.set(turn, "done")
 
 
 def say(*lines: str) -> None:
@@ -76,6 +83,8 @@ def say(*lines: str) -> None:
 
 def finish(code: int) -> None:
     """Ends this process at once: a rank that runs its destructors sometimes aborts after its work is done."""
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish(exit_code=code)  # what it would do at an ordinary end
     if code == 0 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

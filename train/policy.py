@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from expo_kernels.head import attach
+from train.attention import Packing
 from train.launch import say
 from train.settings import ModelSettings, Settings
 
@@ -48,7 +49,7 @@ def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def load_model(settings: ModelSettings, path: str | None = None, *, sharded: bool) -> PreTrainedModel:
+def load_model(settings: ModelSettings, path: str | None = None, *, packing: Packing, sharded: bool) -> PreTrainedModel:
     """With the fused head, without dropout. bf16 under DeepSpeed (`sharded`) is weights in bf16, with fp32 masters in
     the optimizer; elsewhere the weights stay fp32 and bf16 is autocast's."""
     own = path is None
@@ -57,16 +58,16 @@ def load_model(settings: ModelSettings, path: str | None = None, *, sharded: boo
         revision=settings.model_revision if own else None,
         trust_remote_code=settings.trust_remote_code,
         dtype=torch.bfloat16 if settings.bf16 and sharded else torch.float32,
-        attn_implementation=settings.attn_implementation,
+        attn_implementation=packing.implementation,
     )
     model.config.use_cache = False
     switch_dropout_off(model)
     return attach(model)
 
 
-def load_policy(settings: ModelSettings, *, sharded: bool) -> nn.Module:
+def load_policy(settings: ModelSettings, *, packing: Packing, sharded: bool) -> nn.Module:
     """The model that is trained, in its adapter if one is asked for."""
-    model = load_model(settings, sharded=sharded)
+    model = load_model(settings, packing=packing, sharded=sharded)
     return with_adapter(model, settings) if settings.lora_r else model
 
 
@@ -84,7 +85,8 @@ def with_adapter(model: PreTrainedModel, settings: ModelSettings) -> nn.Module:
         target_modules="all-linear" if modules in (None, "all-linear") else list(modules or ()),
         modules_to_save=list(settings.lora_modules_to_save) if settings.lora_modules_to_save else None,
     )
-    wrapped = get_peft_model(detach(model), config)
+    # DeepSpeed's bf16 has fp32 masters of its own, and wants what it trains in one dtype
+    wrapped = get_peft_model(detach(model), config, autocast_adapter_dtype=model.dtype == torch.float32)
     attach(wrapped.get_base_model())  # type: ignore[arg-type]  # after peft: the head may have become a trained copy of itself
     return wrapped
 

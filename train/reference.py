@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from expo_kernels.head import Scoring
 from expo_kernels.types import Execution
+from train.attention import Packing
 from train.batches import Collator, Corpus, MicroBatch
 from train.launch import barrier, rank, say, world
 from train.order import StepOrder
@@ -34,7 +35,7 @@ from train.policy import load_model
 from train.settings import Settings
 from train.stage import Stage
 
-FORMAT = 1
+FORMAT = 2
 
 
 def kind(settings: Settings, stage: Stage) -> str:
@@ -53,13 +54,14 @@ def kind(settings: Settings, stage: Stage) -> str:
 
 
 @contextmanager
-def frozen(settings: Settings, device: torch.device) -> Iterator[nn.Module]:
+def frozen(settings: Settings, packing: Packing, device: torch.device) -> Iterator[nn.Module]:
     """The reference model, ready to be called on every rank; sharded as the policy is."""
     sharded = settings.training.deepspeed is not None
     path = settings.objective.reference_model
-    model = load_model(settings.model, path, sharded=sharded).eval().requires_grad_(False)
+    model = load_model(settings.model, path, packing=packing, sharded=sharded).eval().requires_grad_(False)
     if not sharded:
-        yield _autocast(model.to(device), settings.model.bf16)
+        model.to(device)
+        yield _UnderAutocast(model) if settings.model.bf16 else model
         return
     import deepspeed
 
@@ -73,17 +75,16 @@ def frozen(settings: Settings, device: torch.device) -> Iterator[nn.Module]:
         gc.collect()
 
 
-def _autocast(model: nn.Module, bf16: bool) -> nn.Module:
-    if bf16:
-        forward = model.forward
-        device = next(model.parameters()).device.type
+class _UnderAutocast(nn.Module):
+    """What accelerate does to a policy in bf16 without DeepSpeed."""
 
-        def under_autocast(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast(device, torch.bfloat16):
-                return forward(*args, **kwargs)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-        model.forward = under_autocast
-    return model
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
+            return self.model(*args, **kwargs)
 
 
 def _inference(settings: Settings) -> dict[str, Any]:
@@ -105,17 +106,16 @@ def _inference(settings: Settings) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def score(model: nn.Module, micro: MicroBatch, execution: Execution) -> Tensor:
+def score(model: nn.Module, micro: MicroBatch, packing: Packing, execution: Execution) -> Tensor:
     """-> [S] summed log-probs, with the batch's token weights."""
-    scoring = Scoring(batch=micro.batch, execution=execution)
-    return model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, scoring=scoring).float()
+    return model(**packing.model_inputs(micro.inputs), scoring=Scoring(batch=micro.batch, execution=execution)).float()
 
 
 class Table:
     """Log-probs of a whole corpus [n, K] (and, for KTO, of other prompts' responses: [n, K + 1]), in a file."""
 
-    def __init__(self, folder: Path, settings: Settings, stage: Stage) -> None:
-        self.folder, self.settings, self.stage = folder, settings, stage
+    def __init__(self, folder: Path, settings: Settings, stage: Stage, packing: Packing) -> None:
+        self.folder, self.settings, self.stage, self.packing = folder, settings, stage, packing
 
     def fill(self, corpora: list[tuple[Corpus, str]], collator: Collator, device: torch.device) -> None:
         """corpora: each with its data's fingerprint. The model is loaded only if a table is missing."""
@@ -124,11 +124,16 @@ class Table:
         missing = _agree([i for i, path in enumerate(paths) if not path.is_file()])
         if missing:
             say(f"reference log-probs: computing {sum(len(corpora[i][0]) for i in missing)} groups, to {self.folder}")
-            with frozen(self.settings, device) as model:
+            with frozen(self.settings, self.packing, device) as model:
                 for i in missing:
                     values = self._compute(model, corpora[i][0], collator, device)
+                    _check(values, len(corpora[i][0]), str(paths[i]))
                     if rank() == 0:
                         self._write(paths[i], values, base, corpora[i][1])
+                del model
+            gc.collect()  # before the policy is loaded
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             barrier()
         else:
             say(f"reference log-probs: found in {self.folder}")
@@ -149,9 +154,9 @@ class Table:
         bar = tqdm(loader, "reference", disable=True if rank() or self.settings.output.disable_tqdm else None)
         for at, micro in zip(order, bar, strict=True):
             micro = micro.to(device)
-            found = score(model, micro, execution).view(K, -1).T  # [P, K]
+            found = score(model, micro, self.packing, execution).view(K, -1).T  # [P, K]
             if micro.others is not None:
-                found = torch.cat([found, score(model, micro.others, execution)[:, None]], 1)
+                found = torch.cat([found, score(model, micro.others, self.packing, execution)[:, None]], 1)
             if at:
                 values[at] = found.double()
         if world() > 1:
@@ -160,12 +165,14 @@ class Table:
 
     def _model_key(self) -> dict[str, Any]:
         """What the log-probs depend on, beside the tokens themselves."""
-        model = self.settings.objective.reference_model or self.settings.model.model
-        found = [fingerprint(model, self.settings.model.model_revision) if rank() == 0 else None]
+        own, other = self.settings.model, self.settings.objective.reference_model
+        name, revision = (own.model, own.model_revision) if other is None else (other, None)
+        found = [fingerprint(name, revision, own.trust_remote_code) if rank() == 0 else None]
         if dist.is_initialized():
             dist.broadcast_object_list(found)
+        precision = ("weights" if self.settings.training.deepspeed else "autocast") if own.bf16 else "fp32"
         weighted = repr(self.stage.objective) if self.stage.objective.needs.token_weights else None
-        return {"format": FORMAT, "model": found[0], "bf16": self.settings.model.bf16, "token_weights": weighted,
+        return {"format": FORMAT, "model": found[0], "precision": precision, "token_weights": weighted,
                 "others": self.stage.point == "mismatched"}  # fmt: skip
 
     def _key(self, base: dict[str, Any], data: str) -> str:
@@ -192,22 +199,30 @@ def _agree(missing: list[int]) -> list[int]:
 def _read(path: Path, count: int) -> Tensor:
     with safe_open(path, "pt") as file:
         values = file.get_tensor("logps")
-    if len(values) != count or not bool(values.isfinite().all()):
-        raise ValueError(f"reference: want {count} rows of finite log-probs in {path}, got {tuple(values.shape)}")
+    _check(values, count, str(path))
     return values
 
 
-def fingerprint(model: str, revision: str | None = None) -> str:
+def _check(values: Tensor, count: int, where: str) -> None:
+    if len(values) != count or not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).any(1).sum())
+        raise ValueError(
+            f"reference: want {count} rows of finite log-probs for {where}, got {len(values)}, {bad} of them not finite"
+        )
+
+
+def fingerprint(model: str, revision: str | None = None, trust_remote_code: bool = False) -> str:
     """Of a folder: its weights and configuration, byte by byte. Of a hub name: the commit it stands for."""
     folder = Path(model)
     if not folder.is_dir():
         from transformers import AutoConfig
 
-        commit = getattr(AutoConfig.from_pretrained(model, revision=revision), "_commit_hash", None)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        commit = getattr(config, "_commit_hash", None)
         return f"{model}@{commit or revision or 'main'}"
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "adapter_config.json"):
+        if path.suffix in (".safetensors", ".bin", ".py") or path.name in ("config.json", "adapter_config.json"):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 24):

@@ -6,29 +6,26 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from expo_kernels.types import Execution
 from train.batches import MicroBatch
 from train.launch import world
-from train.reference import score
 
-Reference = Callable[[nn.Module, MicroBatch], Tensor | None]
+Reference = Callable[[MicroBatch], Tensor | None]  # -> [S]
+Policy = Callable[[MicroBatch], Tensor]  # -> [S]
 
 
 @torch.no_grad()
-def reference_point(
-    micros: Sequence[MicroBatch], point: str | None, model: nn.Module, reference: Reference, execution: Execution
-) -> Tensor:
+def reference_point(micros: Sequence[MicroBatch], point: str | None, reference: Reference, policy: Policy) -> Tensor:
     """-> scalar >= 0: the mean of logp - reference, "mismatched": of prompts with other prompts' responses; "batch": of
     the step's own."""
-    sums = torch.zeros(2, dtype=torch.float64, device=micros[0].input_ids.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=micros[0].batch.labels.device)
     for micro in micros:
         scored = micro.others if point == "mismatched" else micro
         assert scored is not None, "the collator makes them for this point"
-        known = reference(model, scored)
+        known = reference(scored)
         assert known is not None, "KTO has a reference"
-        ratio = (score(model, scored, execution) - known).double()
+        ratio = (policy(scored) - known).double()
         there = scored.batch.lengths > 0
         sums += torch.stack([torch.where(there, ratio, 0.0).sum(), there.sum().double()])
     if world() > 1:

@@ -32,6 +32,8 @@ from train.keys import (
 if TYPE_CHECKING:
     from expo_kernels.types import Objective
 
+INSTEAD = {"num_train_epochs": "max_steps", "per_device_train_batch_size": "max_tokens"}  # a key: what rules it
+PACKING = ("none", "auto", "mask", "varlen", "flash")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -54,6 +56,8 @@ class ModelSettings(Group):
     )
     lora_modules_to_save: tuple[str, ...] | None = key(None, "modules trained in full and saved beside the adapter")
     lora_merge: bool = key(False, "merge the adapter into the final model")
+    packing: str = key("none", "no padding, all sequences in one row; auto: what is fastest here", one_of(*PACKING))
+    shared_prompts: bool = key(False, "compute a group's prompt once for all its responses, where packing is by mask")
     backend: str = key("auto", "of the fused loss", one_of("auto", "plain", "triton", "native"))
     workspace_mb: int = key(1024, "workspace of the fused loss in MiB", COUNT)
 
@@ -62,6 +66,8 @@ class ModelSettings(Group):
             of_lora = field.name.startswith("lora_") and field.name != "lora_r"
             if of_lora and not self.lora_r and getattr(self, field.name) != field.default:
                 yield f"{field.name} and lora_r: want lora_r above 0 with {field.name}, got lora_r 0"
+        if self.shared_prompts and self.packing == "none":
+            yield "shared_prompts and packing: want packing other than none with shared_prompts, got none"
         names = self.lora_target_modules
         if isinstance(names, tuple) and (not names or "all-linear" in names):
             yield f"lora_target_modules: want names of modules or all-linear alone, got {list(names)}"
@@ -129,6 +135,9 @@ class TrainingSettings(Group):
     num_train_epochs: float = key(1.0, "passes over the data", POSITIVE)
     max_steps: int = key(-1, "optimizer steps, in place of num_train_epochs; -1: as many as the epochs have", STEPS)
     per_device_train_batch_size: int = key(4, "groups (pairs, lists or single responses) of a micro-batch", COUNT)
+    max_tokens: int | None = key(
+        None, "tokens of a micro-batch on a device, in place of per_device_train_batch_size; wants packing", COUNT
+    )
     per_device_eval_batch_size: int = key(8, "groups of a batch in evaluation", COUNT)
     gradient_accumulation_steps: int = key(1, "micro-batches of a step", COUNT)
     learning_rate: float = key(1e-6, "the highest", POSITIVE)
@@ -148,8 +157,10 @@ class TrainingSettings(Group):
     ddp_timeout: int = key(1800, "seconds that one process waits for another", COUNT)
 
     def contradictions(self) -> Iterator[str]:
-        if self.max_steps > 0 and self.num_train_epochs != 1.0:
-            yield "max_steps and num_train_epochs: want one of them, got both"
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for ruled, ruler in INSTEAD.items():
+            if rules(getattr(self, ruler)) and getattr(self, ruled) != defaults[ruled]:
+                yield f"{ruler} and {ruled}: want one of them, got both"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,7 +189,7 @@ class OutputSettings(Group):
     save_total_limit: int = key(3, "checkpoints that are kept; 0: all", NATURAL)
     metric_for_best_model: str | None = key(None, "what load_best_model_at_end goes by; none: loss")
     greater_is_better: bool | None = key(None, "whether the metric should be high; none: unless its name ends in loss")
-    load_best_model_at_end: bool = key(False, "the final model is the best of the evaluated checkpoints")
+    load_best_model_at_end: bool = key(False, "the final model is the best of the checkpoints")
     resume_from_checkpoint: str | None = key(None, "a checkpoint's folder; auto: the newest complete one, if any")
     overwrite_output_dir: bool = key(False, "move the run that output_dir has aside, and start anew")
     save_only_model: bool = key(False, "checkpoints without the optimizer; such a run cannot be resumed")
@@ -193,9 +204,8 @@ class OutputSettings(Group):
         best = self.load_best_model_at_end
         if best and not self.eval_steps:
             yield "load_best_model_at_end and eval_steps: want eval_steps above 0, got 0"
-        elif best and (not self.save_steps or self.save_steps % self.eval_steps):
-            of_eval = f"a multiple of eval_steps {self.eval_steps}"
-            yield f"load_best_model_at_end and save_steps: want save_steps {of_eval}, got {self.save_steps}"
+        elif best and self.save_steps != self.eval_steps:  # the best is one that was saved
+            yield f"load_best_model_at_end and save_steps: want {self.eval_steps}, eval_steps, got {self.save_steps}"
         if self.metric_for_best_model is not None and not best:
             yield "metric_for_best_model and load_best_model_at_end: want both, got only the metric"
         if self.dry_run_ranks and not self.dry_run:
@@ -222,6 +232,8 @@ class Settings(Group):
     output: OutputSettings
 
     def contradictions(self) -> Iterator[str]:
+        if self.training.max_tokens is not None and self.model.packing == "none":
+            yield "max_tokens and packing: want packing other than none with max_tokens, got none"
         if self.objective.reference == "adapter" and not self.model.lora_r:
             yield "reference and lora_r: want lora_r above 0 with reference adapter, got 0"
         for name in ("eval_steps", "load_best_model_at_end"):
@@ -234,13 +246,16 @@ class Settings(Group):
     def to_dict(self) -> dict[str, Any]:
         """All keys with plain values, for YAML: read again they give equal settings.
 
-        num_train_epochs is left out where max_steps rules: both together are a contradiction.
+        A key that another rules is left out: both together are a contradiction.
         """
         groups = (vars(getattr(self, group.name)) for group in dataclasses.fields(self))
         flat = {name: _plain(value) for group in groups for name, value in group.items()}
-        if self.training.max_steps > 0:
-            del flat["num_train_epochs"]
-        return flat
+        return {name: value for name, value in flat.items() if not rules(flat.get(INSTEAD.get(name, "")))}
+
+
+def rules(value: Any) -> bool:
+    """Whether a key of INSTEAD with this value is given."""
+    return value is not None and value > 0
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,9 @@ micro-batch's loss is its part of the step's mean -> gradients add up over micro
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +25,11 @@ from expo_kernels.head import Scoring, check_head
 from expo_kernels.layout import default_divisors, empty_groups
 from expo_kernels.types import Divisors, Execution, LossOutput
 from train import checkpoints
+from train.attention import Packing, check_packing
 from train.batches import Collator, Corpus, MicroBatch
 from train.launch import barrier, rank, world
 from train.metrics import Meter
-from train.order import StepOrder
+from train.order import Anchors, Order, StepOrder, TokenOrder
 from train.reference import score
 from train.reference_point import reference_point
 from train.settings import Settings
@@ -37,49 +40,58 @@ class PreferenceTrainer(Trainer):
     scoring: Callable[..., Any] = Scoring  # what the head is asked for; a benchmark asks for logits
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, settings: Settings, stage: Stage, reference: str,
-        frozen: nn.Module | None, corpus: Corpus, held_out: Corpus | None, collator: Collator,
+        self, model: nn.Module, args: TrainingArguments, *, settings: Settings, stage: Stage, packing: Packing,
+        reference: str, frozen: nn.Module | None, corpus: Corpus, held_out: Corpus | None, collator: Collator,
         tokenizer: PreTrainedTokenizerBase, identity: dict[str, Any], callbacks: list[Any],
     ) -> None:  # fmt: skip
         """reference: a kind of train/reference.py; frozen: its model, where it is "engine"."""
-        self.settings, self.stage, self.reference, self.frozen = settings, stage, reference, frozen
-        self.identity = identity
+        self.settings, self.stage, self.packing, self.identity = settings, stage, packing, identity
+        self.reference, self.frozen = reference, frozen
+        self.orders = (self._order(corpus, True), None if held_out is None else self._order(held_out, False))
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=corpus,  # type: ignore[arg-type]
-            eval_dataset=held_out,
-            processing_class=tokenizer, callbacks=callbacks,
+            eval_dataset=held_out, processing_class=tokenizer, callbacks=callbacks,
         )  # fmt: skip
         self.loss_is_scaled_for_ga = True
         self.execution = Execution(backend=settings.model.backend, workspace_bytes=settings.model.workspace_mb << 20)
         window = args.gradient_accumulation_steps * max(int(args.logging_steps), 1)
-        self.meter = Meter(stage.name, window * args.per_device_train_batch_size, args.device)
+        self.meter = Meter(stage.name, window * self.orders[0].most, args.device)
         self.point: Tensor | None = None  # KTO's, of this step
         self.unchecked: list[tuple[tuple[str, ...], Tensor, Tensor]] = []  # of this step: ids, losses [P], their sum
         self.parameter_count = sum(getattr(p, "ds_numel", 0) or p.numel() for p in model.parameters())
         self.output = Path(settings.output.output_dir)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_HeadCheck(self))
+        self.add_callback(_Start(self))
 
     # data
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader(cast(Corpus, self.train_dataset), self.args.per_device_train_batch_size, training=True)
+        return self._loader(cast(Corpus, self.train_dataset), self.orders[0])
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        return self._loader(
-            cast(Corpus, eval_dataset or self.eval_dataset), self.args.per_device_eval_batch_size, training=False
-        )
+        assert self.orders[1] is not None, "asked for where there is data to evaluate on"
+        return self._loader(cast(Corpus, self.eval_dataset), self.orders[1])
 
-    def _loader(self, corpus: Corpus, per_rank: int, training: bool) -> DataLoader:
+    def _loader(self, corpus: Corpus, order: Order) -> DataLoader:
         """Not accelerate's: the order knows the ranks, and a rank without examples stays without."""
-        anchors = len(corpus.anchors) if training and corpus.anchors is not None else 0
-        order = StepOrder(
-            len(corpus), per_rank=per_rank, ranks=world(), rank=rank(), seed=self.args.seed if training else None,
-            anchors=anchors, per_rank_anchors=self.settings.data.per_device_anchors if anchors else 0,
-        )  # fmt: skip
-        return DataLoader(
+        return _Loader(
             corpus, batch_sampler=order, collate_fn=self.data_collator, num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
+        )  # fmt: skip
+
+    def _order(self, corpus: Corpus, training: bool) -> Order:
+        own = self.settings.training
+        if not training:
+            return StepOrder(len(corpus), per_rank=own.per_device_eval_batch_size, ranks=world(), rank=rank())
+        count = 0 if corpus.anchors is None else len(corpus.anchors)
+        anchors = Anchors(len(corpus), count, self.settings.data.per_device_anchors, own.seed)
+        if own.max_tokens is None:
+            per_rank = own.per_device_train_batch_size
+            return StepOrder(len(corpus), per_rank=per_rank, ranks=world(), rank=rank(), seed=own.seed, anchors=anchors)
+        return TokenOrder(
+            corpus.lengths(self.packing.shared_prompts), micros=own.gradient_accumulation_steps, ranks=world(),
+            rank=rank(), budget=own.max_tokens - corpus.longest_anchor * anchors.per_rank, seed=own.seed,
+            anchors=anchors,
         )  # fmt: skip
 
     def _prepare_inputs(self, inputs: Any) -> Any:
@@ -88,6 +100,17 @@ class PreferenceTrainer(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Six for each parameter and token."""
         return 6 * inputs.tokens * self.parameter_count
+
+    def is_done(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of the last step."""
+        steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] >= steps
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the model that stands has been: at the last step, and no better one was loaded since."""
+        step, best = self.state.global_step, self.args.load_best_model_at_end
+        return not best and any(row["step"] == step and "eval_loss" in row for row in self.state.log_history)
 
     # the loss
 
@@ -108,7 +131,8 @@ class PreferenceTrainer(Trainer):
         if self.accelerator.gradient_state.sync_gradients:
             self._stop_if_not_finite()
         self.meter.add(inputs, out, reference)
-        return (out.loss, out) if return_outputs else out.loss
+        loss = out.loss * 1.0  # DeepSpeed's stage 0 divides what a model itself returns by the accumulation steps
+        return (loss, out) if return_outputs else loss
 
     def _forward(self, model: nn.Module, micro: MicroBatch, divisors: Divisors) -> tuple[LossOutput, Tensor | None]:
         reference = self._reference(model, micro)
@@ -120,7 +144,7 @@ class PreferenceTrainer(Trainer):
             batch=micro.batch, objective=self.stage.objective, reference=reference, columns=columns, divisor=divisors,
             execution=self.execution, stats=watched,
         )  # fmt: skip
-        return model(input_ids=micro.input_ids, attention_mask=micro.attention_mask, scoring=scoring), reference
+        return model(**self.packing.model_inputs(micro.inputs), scoring=scoring), reference
 
     def _reference(self, model: nn.Module, micro: MicroBatch) -> Tensor | None:
         if self.reference == "none":
@@ -129,21 +153,20 @@ class PreferenceTrainer(Trainer):
             return micro.reference
         if self.reference == "engine":
             assert self.frozen is not None, "made with the trainer"
-            return score(self.frozen, micro, self.execution)
+            return self._score(self.frozen, micro)
         with self._adapter_off():
-            return score(model, micro, self.execution)
+            return self._score(model, micro)
+
+    def _score(self, model: nn.Module, micro: MicroBatch) -> Tensor:
+        return score(model, micro, self.packing, self.execution)
 
     def _adapter_off(self) -> contextlib.AbstractContextManager[Any]:
         return self.accelerator.unwrap_model(self.model).disable_adapter()
 
     def _step_point(self, micros: list[Any], device: torch.device) -> Tensor:
-        return reference_point(
-            [micro.to(device) for micro in micros],
-            self.stage.point,
-            self.model_wrapped,
-            self._reference,
-            self.execution,
-        )
+        model = self.model_wrapped
+        moved = [micro.to(device) for micro in micros]
+        return reference_point(moved, self.stage.point, partial(self._reference, model), partial(self._score, model))
 
     def _stop_if_not_finite(self) -> None:
         """At the step's last micro-batch, before any weight has changed: all ranks stop together, and each writes down
@@ -168,6 +191,7 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.meter.read()
+            self.state.num_input_tokens_seen = self.meter.tokens
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -177,7 +201,8 @@ class PreferenceTrainer(Trainer):
         """Every example once, whatever the ranks: the last micro-batches may be short or empty."""
         corpus: Corpus = dataloader.dataset  # type: ignore[assignment]
         model, device = self.model_wrapped, self.args.device
-        meter = Meter(self.stage.name, len(dataloader) * self.args.per_device_eval_batch_size, device)
+        assert self.orders[1] is not None, "the loader has it"
+        meter = Meter(self.stage.name, len(dataloader) * self.orders[1].most, device)
         tokens = sum(len(responses[0]) for responses in corpus.groups["responses"])
         divisors = Divisors(groups=float(len(corpus)), anchors=1.0, tokens=float(tokens))
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -220,21 +245,32 @@ class PreferenceTrainer(Trainer):
             self.state.save_to_json(str(aside / name / "trainer_state.json"))
             checkpoints.write_identity(aside / name, self.identity)
             checkpoints.settle(aside / name, output / name)
-            checkpoints.rotate(output, self.args.save_total_limit, None if best is None else Path(best))
+            checkpoints.rotate(output, self.settings.output.save_total_limit, None if best is None else Path(best))
         barrier()
 
 
-class _HeadCheck(TrainerCallback):
-    """Once the model is what is called in training: sharded, adapted, under autocast."""
+class _Loader(DataLoader):
+    """The Trainer tells a loader its epoch; after skipping, on resume, it finds the order by itself."""
+
+    def set_epoch(self, epoch: int) -> None:
+        cast(Order, self.batch_sampler).set_epoch(epoch)
+
+
+class _Start(TrainerCallback):
+    """Once the model is what is called in training: sharded, adapted, under autocast. On resume the Trainer's state has
+    the old run's intervals, and its count of tokens."""
 
     def __init__(self, trainer: PreferenceTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+        self.trainer.meter.tokens = int(state.num_input_tokens_seen)
         model = self.trainer.model
         vocabulary = self.trainer.accelerator.unwrap_model(model).config.get_text_config().vocab_size
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         check_head(self.trainer.model_wrapped, vocabulary, args.device, dtype)
+        check_packing(self.trainer.model_wrapped, self.trainer.packing, vocabulary, args.device, dtype)
 
 
 def _not_finite(ids: tuple[str, ...], losses: Tensor, loss: Tensor) -> list[str]:
