@@ -15,7 +15,7 @@ from train.stage import stage_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "train" / "configs").glob("*.yaml"))
-PAGE = (ROOT / "docs" / "trainer.md").read_text()
+PAGE = (ROOT / "docs" / "training.md").read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -44,7 +44,8 @@ def test_the_page_names_every_format_and_stage_and_no_key_that_is_not():
     for name in (*FORMATS, *STAGES):
         assert re.search(rf"`?{name}`?", PAGE), name
     given = set(re.findall(r"`(\w+): [^`]*`", PAGE)) | set(re.findall(r"--(\w+)", PAGE))
-    launchers = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "no", "help", "config", "key"}
+    launchers = {"nproc_per_node", "nnodes", "node_rank", "master_addr", "hostfile", "num_gpus"}
+    launchers |= {"no", "help", "config", "key"}
     others = {"gap", "reference_point", "weight", "format", "modules_to_save"}  # of objectives, sources and peft
     assert given - launchers - others <= set(KEYS), given - set(KEYS)
 

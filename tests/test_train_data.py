@@ -190,6 +190,12 @@ def test_imitation_of_pairs_reads_the_chosen_response():
     assert group({"prompt": "p ", "responses": ["x", "y", "z"], "scores": [1, 3, 2]}, "sft") == ("p ", ["y"])
 
 
+def test_what_is_marked_undesirable_is_not_imitated():
+    row = {"prompt": "p ", "completion": "x"}
+    assert texts({**row, "label": False}, "sft") == Dropped("marked undesirable")
+    assert group({**row, "label": True}, "sft") == group(row, "sft") == ("p ", ["x"])
+
+
 def test_unpaired_from_labels_and_from_pairs():
     for label, value in ((True, 1.0), (0, 0.0), ("False", 0.0)):
         (text,) = texts({"prompt": "p", "completion": "c", "label": label}, "unpaired")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from train_runs import write_model
 from expo_kernels import LossOutput, LossTerms
 from expo_kernels.objectives import make_objective
 from toy.tokenizer import tokenizer
-from train import checkpoints, corpora, metrics
+from train import checkpoints, corpora, metrics, resume
 from train.batches import Collator, Corpus, Example
 from train.data import Prepared, Report, Source
 from train.layouts import Layout, pad_sequences
@@ -359,14 +360,31 @@ def test_the_newest_whole_checkpoint_and_what_rotation_leaves(tmp_path, monkeypa
     assert len(checkpoints.found(tmp_path)) == 2
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
-    own = {"model": "a", "data": "1", "ranks": 2}
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, capsys):
+    own, plain = {"model": "a", "data": "1", "ranks": 2}, settings()
     with pytest.raises(ValueError, match="want a checkpoint of this trainer"):
-        checkpoints.check_identity(tmp_path, own)
+        resume.check(tmp_path, own, plain)
     checkpoints.write_identity(tmp_path, own)
-    checkpoints.check_identity(tmp_path, own)
+    assert resume.check(tmp_path, own, plain) is False
+    assert resume.check(tmp_path, {**own, "ranks": 1}, plain) is False  # without DeepSpeed any number reads it
+    other = {**own, "model": "b", "data": "2"}
     with pytest.raises(ValueError, match="is of another run: data: '1' there, '2' here; model: 'a' there, 'b' here"):
-        checkpoints.check_identity(tmp_path, {**own, "model": "b", "data": "2"})
+        resume.check(tmp_path, other, plain)
+    allowed = replace(plain, output=OutputSettings(output_dir="o", resume_from_checkpoint="auto", resume_changed=True))
+    assert resume.check(tmp_path, other, allowed) is False
+    assert "with changes: data: '1' there, '2' here" in capsys.readouterr().out
+
+
+def test_other_ranks_under_deepspeed_want_a_flag(tmp_path):
+    own = {"model": "a", "ranks": 2}
+    checkpoints.write_identity(tmp_path, own)
+    (tmp_path / "z.json").write_text("{}")
+    sharded = replace(settings(), training=TrainingSettings(deepspeed=str(tmp_path / "z.json")))
+    with pytest.raises(ValueError, match=r"ranks: 2 there, 4 here; .* resume_at_other_ranks: true"):
+        resume.check(tmp_path, {**own, "ranks": 4}, sharded)
+    output = OutputSettings(output_dir="o", resume_from_checkpoint="auto", resume_at_other_ranks=True)
+    assert resume.check(tmp_path, {**own, "ranks": 4}, replace(sharded, output=output)) is True
+    assert resume.deepspeed_config(str(tmp_path / "z.json"), True) == {"checkpoint": {"load_universal": True}}
 
 
 def test_settling_replaces_only_by_a_rename(tmp_path):

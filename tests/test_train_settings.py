@@ -44,7 +44,8 @@ DOCUMENTED = {  # by hand, so that a renamed key or a changed default is seen
     "output": {
         "output_dir": None, "run_name": None, "logging_steps": 10, "report_to": ("jsonl",), "eval_steps": 0,
         "save_steps": 0, "save_total_limit": 3, "metric_for_best_model": None, "greater_is_better": None,
-        "load_best_model_at_end": False, "resume_from_checkpoint": None, "overwrite_output_dir": False,
+        "load_best_model_at_end": False, "resume_from_checkpoint": None, "resume_changed": False,
+        "resume_at_other_ranks": False, "overwrite_output_dir": False,
         "save_only_model": False, "token_stats": False, "disable_tqdm": False, "dry_run": False, "dry_run_ranks": 0,
     },
 }  # fmt: skip
@@ -118,6 +119,8 @@ REACHED = {  # key: (its words on the command line, what they mean, what it goes
     "greater_is_better": ("true", True, BEST + " --metric_for_best_model accuracy"),
     "load_best_model_at_end": ("true", True, "--eval_data e.jsonl --eval_steps 5 --save_steps 5"),
     "resume_from_checkpoint": ("auto", "auto", ""),
+    "resume_changed": ("true", True, "--resume_from_checkpoint auto"),
+    "resume_at_other_ranks": ("true", True, "--resume_from_checkpoint auto"),
     "overwrite_output_dir": ("true", True, ""),
     "save_only_model": ("true", True, ""),
     "token_stats": ("true", True, ""),
@@ -444,6 +447,8 @@ CONTRADICTIONS = [
     ("--load_best_model_at_end --eval_data e --save_steps 5", "load_best_model_at_end", "eval_steps"),
     ("--load_best_model_at_end --eval_data e --eval_steps 5 --save_steps 7", "load_best_model_at_end", "save_steps"),
     ("--load_best_model_at_end --eval_data e --eval_steps 5 --save_steps 10", "load_best_model_at_end", "save_steps"),
+    ("--resume_changed", "resume_changed", "resume_from_checkpoint"),
+    ("--resume_at_other_ranks", "resume_at_other_ranks", "resume_from_checkpoint"),
     ("--shared_prompts", "shared_prompts", "packing"),
     ("--max_tokens 64", "max_tokens", "packing"),
     ("--max_tokens 64 --packing auto --per_device_train_batch_size 4", "max_tokens", "per_device_train_batch_size"),

@@ -234,7 +234,7 @@ def test_anchors_where_the_objective_takes_none_and_none_where_it_does(folder):
     printed = run([*RUN, *command_line(keys(folder, "x", objective="expo_comp", objective_args=samples))], ok=False)
     assert "anchor_data: expo_comp averages over samples of the reference" in printed
     own = keys(folder, "x", anchor_data=str(folder / "pairs.jsonl"), per_device_anchors=2)
-    assert "anchor_data: dpo takes no anchors" in run([*RUN, *command_line(own)], ok=False)
+    assert "anchor_data: dpo takes none" in run([*RUN, *command_line(own)], ok=False)
     assert not (folder / "x").exists()
 
 

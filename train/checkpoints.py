@@ -110,14 +110,16 @@ def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     (folder / IDENTITY).write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
 
-def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raises ValueError where a checkpoint is of another model, other data or another order than this run's."""
+def differences(folder: Path, identity: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a checkpoint's run was told otherwise than this one: key -> there, here."""
     path = folder / IDENTITY
     if not path.is_file():
         raise ValueError(f"resume_from_checkpoint: want a checkpoint of this trainer (with {IDENTITY}), got {folder}")
     theirs = json.loads(path.read_text())
     ours = json.loads(json.dumps(identity))
-    different = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
-    if different:
-        shown = "; ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different)
-        raise ValueError(f"resume_from_checkpoint: {folder} is of another run: {shown}")
+    names = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    return {name: (theirs.get(name), ours.get(name)) for name in names}
+
+
+def told(different: Mapping[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key}: {there!r} there, {here!r} here" for key, (there, here) in different.items())

@@ -28,7 +28,9 @@ def dry_run(settings: Settings, stage: Stage, reference: str, config: Any, token
         corpus = corpora.divide(settings, stage, data).train
         shape = _shape(settings, config)
         estimate = memory.estimate(shape, _run(settings, reference, corpus, tokenizer, shape.hidden))
-        say("", *memory.table(estimate))
+        ranks, dtype = settings.output.dry_run_ranks or world(), "bf16" if settings.model.bf16 else "fp32"
+        say("", f"expected memory of one of {ranks} ranks, {dtype}, its heaviest micro-batch; naive: with the logits")
+        say(*memory.table(estimate))
 
 
 def _shape(settings: Settings, config: Any) -> memory.Shape:

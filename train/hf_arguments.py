@@ -6,10 +6,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from train.resume import deepspeed_config
 from train.settings import Settings
 
 
-def training_arguments(settings: Settings) -> TrainingArguments:
+def training_arguments(settings: Settings, universal: bool = False) -> TrainingArguments:
+    """universal: a checkpoint of other ranks is read (train/resume.py)."""
     model, training, output = settings.model, settings.training, settings.output
     best: dict[str, Any] = {}
     if output.load_best_model_at_end:
@@ -38,7 +40,7 @@ def training_arguments(settings: Settings) -> TrainingArguments:
         bf16=model.bf16,
         activation_checkpointing=model.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if model.gradient_checkpointing else None,
-        deepspeed=training.deepspeed,
+        deepspeed=None if training.deepspeed is None else deepspeed_config(training.deepspeed, universal),
         use_cpu=training.use_cpu or _no_gpu(),
         ddp_timeout=training.ddp_timeout,
         ddp_find_unused_parameters=False,

@@ -12,6 +12,7 @@ from train.launch import world
 from train.settings import Settings
 from train.stage import Stage
 
+OPTIMIZER = ("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type")
 # of the policy, what does not change its numbers beyond rounding
 _FREE = ("trust_remote_code", "gradient_checkpointing", "lora_merge", "backend", "workspace_mb", "tokenizer")
 
@@ -31,7 +32,7 @@ def identity_of(settings: Settings, stage: Stage, data: Data, reference: str) ->
         "eval_fraction": settings.data.eval_fraction,
         "seed": training.seed,
         "ranks": world(),
-        "optim": training.optim,
+        "optimizer": {name: getattr(training, name) for name in OPTIMIZER},
         "max_tokens": training.max_tokens,
         "micro_batches_a_step": None if training.max_tokens is None else micros * world(),
         "groups_a_step": per_rank * micros * world() if training.max_tokens is None else None,

@@ -26,10 +26,21 @@ def start(*, deepspeed: bool, use_cpu: bool, timeout: int) -> None:
         torch.cuda.set_device(local_rank())
         backend = "nccl"
     warnings.filterwarnings("ignore", message=r".torch\.distributed\.", category=FutureWarning)  # one for every step
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's
+    _quiet()
     if deepspeed:
         _start_deepspeed(backend, timeout)
     elif world() > 1 and not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+
+
+def _quiet() -> None:
+    """Bars of loading and writing files; what takes long has a bar of ours."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 def _start_deepspeed(backend: str, timeout: int) -> None:
@@ -38,6 +49,10 @@ def _start_deepspeed(backend: str, timeout: int) -> None:
     # an operation for ranks on one CPU machine, compiled at start with ninja; gloo does without
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout), verbose=False)
+
+
+def device(use_cpu: bool) -> torch.device:
+    return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else f"cuda:{local_rank()}")
 
 
 def world() -> int:

@@ -16,9 +16,21 @@ from torch import Tensor
 from expo_kernels.types import LossOutput
 from train.batches import MicroBatch
 from train.launch import rank, world
+from train.stage import Stage
 
 QUANTILES = (("q05", 0.05), ("q50", 0.5), ("q95", 0.95))
 SATURATED = 0.01  # a group whose largest coefficient is under this share of the window's largest
+
+
+def metric_names(stage: Stage) -> tuple[str, ...]:
+    """What an evaluation of the stage has."""
+    sides = ("all",) if stage.name in ("sft", "lists") else ("chosen", "rejected")
+    names = ["loss", *(f"{kind}/{side}" for kind in ("logps", "rewards") for side in sides)]
+    if stage.name in ("preference", "unpaired"):
+        names.append("rewards/margins")
+    if stage.name == "preference":
+        names += ["rewards/accuracies", *(f"margins/{name}" for name, _ in QUANTILES)]
+    return (*names, *(["kl"] if stage.reference else []), "entropy", "mean_token_accuracy")
 
 
 class Meter:

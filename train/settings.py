@@ -191,6 +191,8 @@ class OutputSettings(Group):
     greater_is_better: bool | None = key(None, "whether the metric should be high; none: unless its name ends in loss")
     load_best_model_at_end: bool = key(False, "the final model is the best of the checkpoints")
     resume_from_checkpoint: str | None = key(None, "a checkpoint's folder; auto: the newest complete one, if any")
+    resume_changed: bool = key(False, "resume although data, objective or settings are others; what differs is said")
+    resume_at_other_ranks: bool = key(False, "resume DeepSpeed's checkpoint of other ranks, converted first")
     overwrite_output_dir: bool = key(False, "move the run that output_dir has aside, and start anew")
     save_only_model: bool = key(False, "checkpoints without the optimizer; such a run cannot be resumed")
     token_stats: bool = key(
@@ -212,6 +214,9 @@ class OutputSettings(Group):
             yield "dry_run_ranks and dry_run: want both, got only dry_run_ranks"
         if self.greater_is_better is not None and self.metric_for_best_model is None:
             yield "greater_is_better and metric_for_best_model: want both, got only greater_is_better"
+        for flag in ("resume_changed", "resume_at_other_ranks"):
+            if getattr(self, flag) and self.resume_from_checkpoint is None:
+                yield f"{flag} and resume_from_checkpoint: want both, got only {flag}"
         for one, other in (
             ("resume_from_checkpoint", "overwrite_output_dir"),
             ("save_only_model", "load_best_model_at_end"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,14 @@ from train import checkpoints
 from train.attention import Packing, check_packing
 from train.batches import Collator, Corpus, MicroBatch
 from train.launch import barrier, rank, world
+from train.loaders import Feed, evaluation_feed, training_feed
 from train.metrics import Meter
-from train.order import Anchors, Order, StepOrder, TokenOrder
 from train.reference import score
 from train.reference_point import reference_point
+from train.resume import mend
 from train.settings import Settings
 from train.stage import Stage
+from train.stopping import Stop
 
 
 class PreferenceTrainer(Trainer):
@@ -47,7 +50,8 @@ class PreferenceTrainer(Trainer):
         """reference: a kind of train/reference.py; frozen: its model, where it is "engine"."""
         self.settings, self.stage, self.packing, self.identity = settings, stage, packing, identity
         self.reference, self.frozen = reference, frozen
-        self.orders = (self._order(corpus, True), None if held_out is None else self._order(held_out, False))
+        evaluation = None if held_out is None else evaluation_feed(settings, held_out)
+        self.feeds = (training_feed(settings, corpus, packing.shared_prompts), evaluation)
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=corpus,  # type: ignore[arg-type]
             eval_dataset=held_out, processing_class=tokenizer, callbacks=callbacks,
@@ -55,44 +59,27 @@ class PreferenceTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.execution = Execution(backend=settings.model.backend, workspace_bytes=settings.model.workspace_mb << 20)
         window = args.gradient_accumulation_steps * max(int(args.logging_steps), 1)
-        self.meter = Meter(stage.name, window * self.orders[0].most, args.device)
+        self.meter = Meter(stage.name, window * self.feeds[0].order.most, args.device)
         self.point: Tensor | None = None  # KTO's, of this step
+        self.stop, self.stopping = Stop(), False
         self.unchecked: list[tuple[tuple[str, ...], Tensor, Tensor]] = []  # of this step: ids, losses [P], their sum
         self.parameter_count = sum(getattr(p, "ds_numel", 0) or p.numel() for p in model.parameters())
         self.output = Path(settings.output.output_dir)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Start(self))
+        self.add_callback(_Around(self))
 
     # data
 
     def get_train_dataloader(self) -> DataLoader:
-        return self._loader(cast(Corpus, self.train_dataset), self.orders[0])
+        return self._loader(self.feeds[0])
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        assert self.orders[1] is not None, "asked for where there is data to evaluate on"
-        return self._loader(cast(Corpus, self.eval_dataset), self.orders[1])
+        assert self.feeds[1] is not None, "asked for where there is data to evaluate on"
+        return self._loader(self.feeds[1])
 
-    def _loader(self, corpus: Corpus, order: Order) -> DataLoader:
-        """Not accelerate's: the order knows the ranks, and a rank without examples stays without."""
-        return _Loader(
-            corpus, batch_sampler=order, collate_fn=self.data_collator, num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.device.type == "cuda",
-        )  # fmt: skip
-
-    def _order(self, corpus: Corpus, training: bool) -> Order:
-        own = self.settings.training
-        if not training:
-            return StepOrder(len(corpus), per_rank=own.per_device_eval_batch_size, ranks=world(), rank=rank())
-        count = 0 if corpus.anchors is None else len(corpus.anchors)
-        anchors = Anchors(len(corpus), count, self.settings.data.per_device_anchors, own.seed)
-        if own.max_tokens is None:
-            per_rank = own.per_device_train_batch_size
-            return StepOrder(len(corpus), per_rank=per_rank, ranks=world(), rank=rank(), seed=own.seed, anchors=anchors)
-        return TokenOrder(
-            corpus.lengths(self.packing.shared_prompts), micros=own.gradient_accumulation_steps, ranks=world(),
-            rank=rank(), budget=own.max_tokens - corpus.longest_anchor * anchors.per_rank, seed=own.seed,
-            anchors=anchors,
-        )  # fmt: skip
+    def _loader(self, feed: Feed) -> DataLoader:
+        collator = cast(Collator, self.data_collator)
+        return feed.loader(collator, self.args.dataloader_num_workers, self.args.device.type == "cuda")
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return inputs.to(self.args.device)
@@ -129,7 +116,7 @@ class PreferenceTrainer(Trainer):
         out, reference = self._forward(model, inputs, num_items_in_batch)
         self.unchecked.append((inputs.ids, out.terms.loss, out.loss.detach()))
         if self.accelerator.gradient_state.sync_gradients:
-            self._stop_if_not_finite()
+            self._agree()
         self.meter.add(inputs, out, reference)
         loss = out.loss * 1.0  # DeepSpeed's stage 0 divides what a model itself returns by the accumulation steps
         return (loss, out) if return_outputs else loss
@@ -168,23 +155,27 @@ class PreferenceTrainer(Trainer):
         moved = [micro.to(device) for micro in micros]
         return reference_point(moved, self.stage.point, partial(self._reference, model), partial(self._score, model))
 
-    def _stop_if_not_finite(self) -> None:
-        """At the step's last micro-batch, before any weight has changed: all ranks stop together, and each writes down
-        whose loss it was."""
+    def _agree(self) -> None:
+        """At the step's last micro-batch, before any weight has changed: the ranks tell each other whether a loss was
+        not finite, or whether one was asked to stop."""
         bad = ~torch.stack([loss for _, _, loss in self.unchecked]).isfinite().all()
+        flags = torch.stack([bad.float(), bad.new_tensor(self.stop.wished).float()])
         if world() > 1:
-            flag = bad.float()
-            dist.all_reduce(flag)
-            bad = flag > 0
-        if bool(bad):
-            ids = [name for group, terms, loss in self.unchecked for name in _not_finite(group, terms, loss)]
-            path = checkpoints.write_not_finite(self.output, rank(), self.state.global_step, ids)
-            barrier()
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step + 1} is not finite; no weight has been changed by it. "
-                f"Examples: {ids or 'on other ranks'} ({path})"
-            )
+            dist.all_reduce(flags)
+        not_finite, self.stopping = (flags > 0).tolist()
+        if not_finite:
+            self._refuse_step()
         self.unchecked.clear()
+
+    def _refuse_step(self) -> None:
+        """All ranks stop together, and each writes down whose loss it was."""
+        ids = [name for group, terms, loss in self.unchecked for name in _not_finite(group, terms, loss)]
+        path = checkpoints.write_not_finite(self.output, rank(), self.state.global_step, ids)
+        barrier()
+        raise FloatingPointError(
+            f"the loss of step {self.state.global_step + 1} is not finite; no weight has been changed by it. "
+            f"Examples: {ids or 'on other ranks'} ({path})"
+        )
 
     # watching
 
@@ -201,11 +192,11 @@ class PreferenceTrainer(Trainer):
         """Every example once, whatever the ranks: the last micro-batches may be short or empty."""
         corpus: Corpus = dataloader.dataset  # type: ignore[assignment]
         model, device = self.model_wrapped, self.args.device
-        assert self.orders[1] is not None, "the loader has it"
-        meter = Meter(self.stage.name, len(dataloader) * self.orders[1].most, device)
+        assert self.feeds[1] is not None, "the loader is of it"
+        meter = Meter(self.stage.name, len(dataloader) * self.feeds[1].order.most, device)
         tokens = sum(len(responses[0]) for responses in corpus.groups["responses"])
         divisors = Divisors(groups=float(len(corpus)), anchors=1.0, tokens=float(tokens))
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total, begun = torch.zeros((), dtype=torch.float64, device=device), time.perf_counter()
         model.eval()
         with torch.no_grad():
             for micro in dataloader:
@@ -219,6 +210,7 @@ class PreferenceTrainer(Trainer):
         if world() > 1:
             dist.all_reduce(total)
         found = {"loss": float(total), **meter.read()}
+        self.meter.since += time.perf_counter() - begun  # the next tokens a second are of training
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(corpus))  # type: ignore[arg-type]
 
@@ -249,21 +241,19 @@ class PreferenceTrainer(Trainer):
         barrier()
 
 
-class _Loader(DataLoader):
-    """The Trainer tells a loader its epoch; after skipping, on resume, it finds the order by itself."""
-
-    def set_epoch(self, epoch: int) -> None:
-        cast(Order, self.batch_sampler).set_epoch(epoch)
-
-
-class _Start(TrainerCallback):
-    """Once the model is what is called in training: sharded, adapted, under autocast. On resume the Trainer's state has
-    the old run's intervals, and its count of tokens."""
+class _Around(TrainerCallback):
+    """What stands around the steps. Before the first one the model is what is called in training, sharded, adapted and
+    under autocast; on resume the Trainer's state has the old run's intervals, and its count of tokens."""
 
     def __init__(self, trainer: PreferenceTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.stop.listen()
+        engine: Any = self.trainer.model_wrapped
+        config = getattr(engine, "config", None)  # DeepSpeed's, where that is the engine
+        if isinstance(config, dict) and config.get("checkpoint", {}).get("load_universal"):
+            mend(engine.optimizer.optimizer, args.weight_decay)
         state.compute_steps(args, state.max_steps)
         self.trainer.meter.tokens = int(state.num_input_tokens_seen)
         model = self.trainer.model
@@ -271,6 +261,12 @@ class _Start(TrainerCallback):
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         check_head(self.trainer.model_wrapped, vocabulary, args.device, dtype)
         check_packing(self.trainer.model_wrapped, self.trainer.packing, vocabulary, args.device, dtype)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if self.trainer.stopping:
+            control.should_save = control.should_training_stop = True
 
 
 def _not_finite(ids: tuple[str, ...], losses: Tensor, loss: Tensor) -> list[str]:

@@ -11,7 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from train.launch import rank
 
-SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "tokens_per_second": "tokens/s", "eval_loss": "eval loss"}
+SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "tokens_per_second": "tokens/s", "eval_loss": "eval loss",
+         "eval_rewards/accuracies": "eval accuracy"}  # fmt: skip
 
 
 class Progress(TrainerCallback):
@@ -37,12 +38,15 @@ class Progress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        if self.bar is not None and logs:
-            self.values |= {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
-            self.bar.set_postfix(self.values)
-            if self.bar.disable and not rank() and "loss" in logs:
-                shown = ", ".join(f"{name} {value}" for name, value in self.values.items())
-                print(f"step {state.global_step} of {state.max_steps}: {shown}", flush=True)
+        if self.bar is None or not logs or rank():
+            return
+        now = {short: f"{logs[name]:.4g}" for name, short in SHOWN.items() if name in logs}
+        self.values |= now
+        self.bar.set_postfix(self.values)
+        if self.bar.disable and now:
+            what = "evaluation at step" if "eval_loss" in logs else "step"
+            shown = ", ".join(f"{name} {value}" for name, value in now.items())
+            print(f"{what} {state.global_step} of {state.max_steps}: {shown}", flush=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

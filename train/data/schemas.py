@@ -85,6 +85,8 @@ def examples(row: Row, form: Format, wanted: Wanted) -> list[Text] | Dropped:
         return [text([k], {"desirable": value}) for k, value in zip(picked, (1.0, 0.0), strict=True)]
     if wanted.stage == "unpaired":
         return [text(picked, {"desirable": numbers.label()})]
+    if wanted.stage == "sft" and "label" in row.values and not numbers.label():
+        return Dropped("marked undesirable")
     if wanted.stage == "anchors":
         return [text([k], {"weight": weight}) for k, weight in zip(picked, numbers.weights(), strict=True)]
     return [text(picked, {})]
