@@ -95,9 +95,8 @@ def _pairs(case: Case) -> Iterator[dict[str, str]]:
 
     for _ in range(case.total * case.pairs):
         prompt = length(PROMPT * case.longest, case.longest // 2)
-        chosen, rejected = (
-            length(RESPONSE * case.longest, case.longest - prompt - 1) for _ in range(2)
-        )  # and the end of text
+        room = case.longest - prompt - 1  # the end of text
+        chosen, rejected = (length(RESPONSE * case.longest, room) for _ in range(2))
         yield {"prompt": text(prompt), "chosen": text(chosen), "rejected": text(rejected)}
 
 

@@ -104,8 +104,7 @@ def this_trainer(case: Case, folder: Path, output: Path, *, kind: type[Preferenc
     return kind(
         load_policy(given.settings.model, packing=given.packing, sharded=False), args, settings=given.settings,
         stage=given.stage, packing=given.packing, reference="cache", frozen=None, corpus=given.corpus, held_out=None,
-        collator=given.collator,
-        tokenizer=given.tokenizer, identity={}, callbacks=[],
+        collator=given.collator, tokenizer=given.tokenizer, identity={}, callbacks=[],
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ alone. check_head compares the model's own logits with what the head computes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Scoring:
     divisor: float | Tensor | Divisors | None = None
     execution: Execution = Execution()
     stats: tuple[str, ...] = ()
+    router_weight: float = 0.0  # of a mixture of experts: what its balancing loss is worth beside the objective's
 
     def __call__(self, hidden: Hidden, weight: Tensor, head: HeadOptions) -> LossOutput | Tensor:
         if self.objective is None:
@@ -69,8 +71,13 @@ class _FusedModel:
         if kwargs.pop("labels", None) is not None:
             raise ValueError("a model with scoring: want the labels in scoring.batch, got labels as well")
         body = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
-        hidden = body(*args, **{**kwargs, "use_cache": False})[0]
-        return self.get_output_embeddings()(hidden, scoring)  # type: ignore[attr-defined]
+        router_weight = getattr(scoring, "router_weight", 0.0)
+        more = {"output_router_logits": True} if router_weight else {}
+        out = body(*args, **{**kwargs, **more, "use_cache": False})
+        made = self.get_output_embeddings()(out[0], scoring)  # type: ignore[attr-defined]
+        if not router_weight:
+            return made
+        return made._replace(loss=made.loss + router_weight * _balancing(self, out, kwargs.get("attention_mask")))
 
 
 class _FusedHead:
@@ -84,6 +91,16 @@ class _FusedHead:
         options = self.logit_options
         head = HeadOptions(bias=self.bias, softcap=options.softcap, logit_scale=options.logit_scale)  # type: ignore[attr-defined]
         return scoring(hidden, self.weight, head)  # type: ignore[attr-defined]
+
+
+def _balancing(model: Any, out: Any, mask: Tensor | None) -> Tensor:
+    """The model's own balancing loss of its experts, of the tokens that a mask [S, T] has."""
+    function = getattr(sys.modules[type(model).__mro__[2].__module__], "load_balancing_loss_func", None)
+    logits = getattr(out, "router_logits", None)
+    if function is None or logits is None:
+        raise ValueError(f"router_weight: want a mixture of experts with router logits, got {type(model).__name__}")
+    tokens = mask if mask is not None and mask.ndim == 2 else None
+    return function(logits, model.num_experts, model.num_experts_per_tok, tokens)
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import Trainer
 
 from benchmarks import bench_step, step_case
@@ -39,12 +38,6 @@ def broken(case: step_case.Case, folder: Path, output: Path) -> Trainer:
 
 def leaves(case: step_case.Case, folder: Path, output: Path) -> Trainer:
     raise SystemExit(3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _nondeterministic():
-    """Of this process; filling memory with NaN is not traceable."""
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,12 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -143,7 +145,42 @@ def test_the_check_allows_for_rounding(dtype):
         check_head(attach(small(CONFIGS[name]).to(dtype)), V, dtype=dtype)
 
 
+EXPERTS = {
+    "mixtral": MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_of_experts_has_its_own_balancing_loss(name):
+    model, (ids, labels) = small(EXPERTS[name]), sequences()
+    mask = torch.ones_like(ids)
+    mask[2, 7:] = 0
+    labels[2, 6:] = -100
+    objective, batch = make_objective("cpo"), from_padded(labels)
+    out = model(input_ids=ids, attention_mask=mask, output_router_logits=True)
+    seq = out.logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0].mul(labels != -100).sum(1)
+    want = reference.objective_loss(seq, batch, objective) + 0.3 * out.aux_loss
+    want.backward()
+    gradients = {key: p.grad.clone() for key, p in model.named_parameters()}
+    model.zero_grad()
+    attach(model)
+    check_head(model, V)
+    scoring = Scoring(batch=batch, objective=objective, router_weight=0.3)
+    got = model(input_ids=ids, attention_mask=mask, scoring=scoring)
+    got.loss.backward()
+    assert got.loss.item() == pytest.approx(want.item(), rel=1e-5)
+    for key, p in model.named_parameters():
+        assert (p.grad - gradients[key]).norm() <= 2e-5 * gradients[key].norm() + 1e-7, key
+
+
 def test_refused():
+    model, (ids, labels) = attach(small(CONFIGS["llama"])), sequences()
+    scoring = Scoring(batch=from_padded(labels), objective=make_objective("cpo"), router_weight=0.1)
+    with pytest.raises(ValueError, match="want a mixture of experts with router logits, got LlamaForCausalLM"):
+        model(input_ids=ids, scoring=scoring)
     t5 = T5ForConditionalGeneration(T5Config(d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8, vocab_size=V))
     with pytest.raises(ValueError, match="want a decoder"):
         attach(t5)

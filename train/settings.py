@@ -56,6 +56,7 @@ class ModelSettings(Group):
     )
     lora_modules_to_save: tuple[str, ...] | None = key(None, "modules trained in full and saved beside the adapter")
     lora_merge: bool = key(False, "merge the adapter into the final model")
+    router_aux_loss_coef: float = key(0.0, "weight of the balancing loss of a mixture of experts; 0: none", NATURAL)
     packing: str = key("none", "no padding, all sequences in one row; auto: what is fastest here", one_of(*PACKING))
     shared_prompts: bool = key(False, "compute a group's prompt once for all its responses, where packing is by mask")
     backend: str = key("auto", "of the fused loss", one_of("auto", "plain", "triton", "native"))

@@ -129,9 +129,14 @@ class PreferenceTrainer(Trainer):
         watched = ("entropy", "is_argmax") if not torch.is_grad_enabled() or self.settings.output.token_stats else ()
         scoring = type(self).scoring(
             batch=micro.batch, objective=self.stage.objective, reference=reference, columns=columns, divisor=divisors,
-            execution=self.execution, stats=watched,
+            execution=self.execution, stats=watched, router_weight=self._router_weight(),
         )  # fmt: skip
         return model(**self.packing.model_inputs(micro.inputs), scoring=scoring), reference
+
+    def _router_weight(self) -> float:
+        """A mean over the step's micro-batches, and over ranks; in training."""
+        asked = self.settings.model.router_aux_loss_coef
+        return asked / self.current_gradient_accumulation_steps if asked and torch.is_grad_enabled() else 0.0
 
     def _reference(self, model: nn.Module, micro: MicroBatch) -> Tensor | None:
         if self.reference == "none":
