@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from toy.tokenizer import tokenizer
+from train import build
 from train.arguments import KEYS, parse
 from train.data import FORMATS, STAGES
 from train.data.transcripts import hh_messages
@@ -27,6 +30,53 @@ def test_a_recipe_is_good_settings(path, monkeypatch):
     template = settings.data.chat_template
     assert template is None or Path(template).is_file()
     assert path.stem == "demo" or re.search(r"# For \d+ x \w+ \d+ GB:", path.read_text())
+
+
+def rows_for(source: str) -> list[dict[str, object]]:
+    """Of the schema that the source has on the hub, or that the recipe states."""
+    words = ["ab", "cde", "f g", "hij", "kl"]
+    if "ultrafeedback" in source:
+        user = [{"role": "user", "content": "hi"}]
+        return [
+            {"prompt": "hi", "prompt_id": "0", "score_chosen": 8.0, "score_rejected": 3.0,
+             "messages": [*user, {"role": "assistant", "content": word}],
+             "chosen": [*user, {"role": "assistant", "content": word}],
+             "rejected": [*user, {"role": "assistant", "content": word[::-1] + "x"}]}
+            for word in words
+        ]  # fmt: skip
+    if "hh" in source and "samples" not in source:
+        opening = "\n\nHuman: a {0}\n\nAssistant: {1}"
+        return [{"chosen": opening.format(w, w), "rejected": opening.format(w, w[::-1] + "x")} for w in words]
+    if "samples" in source or "anchors" in source:
+        return [{"prompt": "a b", "response": word} for word in words]
+    return [{"prompt": f"a {word} ", "chosen": word, "rejected": word[::-1] + "x"} for word in words]
+
+
+def tiny(family: str, folder: Path) -> Path:
+    words = tokenizer()
+    shared = {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = GPTNeoXConfig if "pythia" in family else LlamaConfig
+    AutoModelForCausalLM.from_config(kind(**shared, **sizes, max_position_embeddings=64)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_runs_dry_on_a_tiny_model_of_its_family(path, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    own = parse(["--config", str(path)])
+    given = ["--config", str(path), "--model", str(tiny(path.stem, tmp_path / "model")), "--deepspeed", "none",
+             "--use_cpu", "--dry_run", "--dry_run_ranks", "8", "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    given += ["--lora_r", "2"] if own.model.lora_r else []
+    for key in ("train_data", "eval_data", "anchor_data"):
+        for source in getattr(own.data, key):
+            file = tmp_path / f"{key}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows_for(source.path)))
+            given += [f"--{key}", str(file)]
+    build.run(parse(given))
+    printed = capsys.readouterr().out
+    assert "expected memory of one of 8 ranks" in printed and "total, fused" in printed and "[[" in printed
 
 
 def test_the_dialogue_template_writes_hh_transcripts():
