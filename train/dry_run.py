@@ -50,7 +50,8 @@ def _run(
     packing = choose(settings.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     lengths = corpus.lengths(packing.shared_prompts)
     longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-training.per_device_train_batch_size :]
-    anchors = [len(corpus) + i for i in range(settings.data.per_device_anchors)] if corpus.anchors is not None else []
+    there = 0 if corpus.anchors is None else len(corpus.anchors)
+    anchors = [len(corpus) + i % there for i in range(settings.data.per_device_anchors)]
     layout = Layout(packing.packed, packing.shared_prompts, pad_id(tokenizer))
     micro = Collator(corpus.stage, corpus.roles, layout)([corpus[i] for i in [*longest, *anchors]])
     sequences, length = micro.inputs.input_ids.shape
