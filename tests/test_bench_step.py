@@ -40,6 +40,9 @@ def leaves(case: step_case.Case, folder: Path, output: Path) -> Trainer:
     raise SystemExit(3)
 
 
+pytestmark = pytest.mark.xdist_group("bench_step")  # one worker: the run is shared
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> tuple[list[dict], str]:
     """-> the records of a run of all providers."""

@@ -101,6 +101,7 @@ def test_sigterm_saves_once_and_ends_with_zero_and_the_run_goes_on(folder):
     assert [row["step"] for row in logs(folder / "terminated") if "loss" in row] == list(range(1, step + 3))
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_ranks_of_two(whole):
     two = {"deepspeed": str(whole / "zero3.json"), "per_device_train_batch_size": 2}
     own = keys(whole, "terminated two", max_steps=60, **two)
@@ -116,6 +117,7 @@ def test_sigterm_to_the_ranks_of_two(whole):
     assert same(whole / "terminated two", whole / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_the_resumed_run_is_the_uninterrupted_one(whole):
     own = keys(whole, "killed", deepspeed=str(whole / "zero3.json"), per_device_train_batch_size=2, max_steps=60,
                save_steps=5)  # fmt: skip
@@ -131,6 +133,7 @@ def test_a_killed_rank_ends_the_others_and_the_resumed_run_is_the_uninterrupted_
     assert same(whole / "killed", whole / "whole")
 
 
+@pytest.mark.slow
 def test_resuming_at_other_ranks_by_the_universal_checkpoint(whole):
     own = keys(whole, "other ranks", deepspeed=str(whole / "zero3.json"), per_device_train_batch_size=2, max_steps=60,
                save_steps=30, seed=42)  # fmt: skip
