@@ -12,7 +12,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt $(PIP_ARGS)
 READY := $(VENV)/.ready
 GPU_PY := python3
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadgroup
+# a file on one worker: its tests share runs that take a minute
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-all check bench synthetic machine-code triton-versions gpu-check clean
 

@@ -14,7 +14,7 @@ from benchmarks import bench_step, step_case
 from benchmarks.step_providers import PROVIDERS, NaiveScoring, NaiveTrainer, this_trainer
 from benchmarks.step_worker import Seen, Turn
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("bench_step")]  # one worker: the runs are shared
+pytestmark = pytest.mark.timeout(600)
 SMALL = ["--model", "tiny", "--vocabulary", "300", "--pairs", "2", "--rounds", "2", "--longest", "48"]
 CASE = step_case.Case(
     model="tiny", vocabulary=300, pairs=2, longest=48, dtype="fp32", workspace_mb=64, total=bench_step.CHECKED + 2
@@ -38,9 +38,6 @@ def broken(case: step_case.Case, folder: Path, output: Path) -> Trainer:
 
 def leaves(case: step_case.Case, folder: Path, output: Path) -> Trainer:
     raise SystemExit(3)
-
-
-pytestmark = pytest.mark.xdist_group("bench_step")  # one worker: the run is shared
 
 
 @pytest.fixture(scope="module")

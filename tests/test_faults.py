@@ -28,7 +28,7 @@ from train_runs import (
 
 from train import checkpoints
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.timeout(900)
 SHARED = {
     "objective": "simpo", "per_device_train_batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.1,
     "logging_steps": 1, "use_cpu": True, "disable_tqdm": True,
@@ -176,9 +176,12 @@ runpy.run_path("train/run.py", run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    "how", ["os.kill(os.getpid(), signal.SIGKILL)", "raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))"],
-    ids=["killed", "disk full"],
-)  # fmt: skip
+    "how",
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", id="killed"),
+        pytest.param("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", id="disk full", marks=pytest.mark.slow),
+    ],
+)
 def test_a_save_that_does_not_end_leaves_the_previous_checkpoint_whole(folder, how, tmp_path):
     own = keys(folder, str(tmp_path / "out"), max_steps=6, save_steps=2)
     script = tmp_path / "dying.py"

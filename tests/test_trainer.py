@@ -28,7 +28,7 @@ PLAIN = {
     "objective": "dpo", "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1, "use_cpu": True,
     "disable_tqdm": True,
 }  # fmt: skip
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("trainer")]  # one worker: the runs are shared
+pytestmark = pytest.mark.timeout(900)
 RUN = [sys.executable, "train/run.py"]
 
 

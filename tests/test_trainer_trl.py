@@ -41,7 +41,6 @@ def trl_logs(folder: Path, rows: list[dict[str, str]]) -> list[dict[str, float]]
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.xdist_group("trainer")
 def test_twenty_steps_of_dpo_are_trls(tmp_path):
     write_model(tmp_path / "model")
     pairs = write_pairs(tmp_path / "pairs.jsonl", STEPS * PAIRS, longest=20)  # some longer than max_length

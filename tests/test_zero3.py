@@ -56,7 +56,7 @@ CASES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 DATA = {"sft": "sft.jsonl", "adpo": "lists.jsonl"}  # of objectives that do not read pairs
 RESUMED = "resumed"
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("zero3")]  # one worker: the runs are shared
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
