@@ -13,7 +13,7 @@ from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
 
 IDS = {"ids": lambda d: str(d).removeprefix("torch.")}
-SIZES = [(33, 301), (64, 1000), (257, 777), (512, 4099)]
+SIZES = [(33, 301), (64, 1000), (257, 777), pytest.param((512, 4099), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True, scope="module")
