@@ -5,6 +5,7 @@
 # make triton-versions the same with Triton 3.6 and the newest, in throw-away environments
 # make gpu-check       the tests that want a card, with the python3 that has torch and Triton (GPU_PY=...)
 # make synthetic       the paper's synthetic experiments and the small transformer (13 minutes); files in experiments/out
+# make soak            a thousand steps of the demo's training, killed ten times on the way (15 minutes; files in runs/soak)
 # PIP_ARGS    options for every pip install, for instance another index
 
 VENV := .venv
@@ -15,7 +16,7 @@ GPU_PY := python3
 # a file on one worker: its tests share runs that take a minute
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo test test-all check bench synthetic machine-code triton-versions gpu-check clean
+.PHONY: setup demo test test-all check bench soak synthetic machine-code triton-versions gpu-check clean
 
 setup: $(READY)
 
@@ -60,6 +61,9 @@ gpu-check:
 
 synthetic: $(READY)
 	$(PY) experiments/synthetic.py all
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m tools.soak
 
 bench: $(READY)
 	$(PY) -m benchmarks.bench_head

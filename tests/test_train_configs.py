@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
+from tools import marked, training_tables
 from toy.tokenizer import tokenizer
 from train import build
 from train.arguments import KEYS, parse
@@ -106,3 +107,18 @@ def test_the_page_names_every_file():
     for path in [*here.glob("*.py"), here / "data"]:
         if path.name != "__init__.py":
             assert path.name in listed, path.name
+
+
+@pytest.mark.parametrize("name", training_tables.PAGES)
+def test_the_pages_tables_are_what_the_code_says(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert marked.read(training_tables.PAGES[name], name) == training_tables.generated()[name]
+
+
+@pytest.mark.parametrize("name", training_tables.RECIPES)
+def test_a_recipe_states_the_memory_that_it_is_expected_to_take(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    estimate = training_tables.recipe_estimate(name, training_tables.RECIPES[name])
+    lines = " ".join((ROOT / "train" / "configs" / f"{name}.yaml").read_text().replace("#", " ").split())
+    stated = re.search(r"(\d+) GiB a GPU \((\d+) with a naive head\)", lines)
+    assert [round(x / 2**30) for x in (estimate.total_ours, estimate.total_naive)] == [int(x) for x in stated.groups()]

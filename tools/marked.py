@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -21,6 +22,18 @@ def write(page: Path, name: str, text: str) -> None:
 def table(headings: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [headings, tuple("---" for _ in headings), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def command(doc: str, pages: Mapping[str, Path], generated: Callable[[], Mapping[str, str]]) -> None:
+    """Of a tool that makes the texts: they are printed or, with --write, go into their pages."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="into the pages; otherwise they are printed")
+    args = parser.parse_args()
+    for name, text in generated().items():
+        if args.write:
+            write(pages[name], name, text)
+        else:
+            print(text, end="\n\n")
 
 
 def _parts(page: Path, name: str) -> tuple[str, str, str]:

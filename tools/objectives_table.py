@@ -5,7 +5,6 @@ Everything in them is read off the classes: name, formula, paper, needs, paramet
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import re
@@ -73,16 +72,5 @@ def _page(name: str) -> str:
     return f"### `{name}`\n\n{inspect.getdoc(OBJECTIVES[name])}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into the pages; otherwise they are printed")
-    args = parser.parse_args()
-    for name, text in generated().items():
-        if args.write:
-            marked.write(PAGES[name], name, text)
-        else:
-            print(text, end="\n\n")
-
-
 if __name__ == "__main__":
-    main()
+    marked.command(__doc__, PAGES, generated)

@@ -233,6 +233,23 @@ def _shown(default: Any) -> str:
     return f"default: {str(plain).lower() if plain is None or isinstance(plain, bool) else plain}"
 
 
+class Told(NamedTuple):
+    """A key for people: what its value is, its meaning and limit, its default."""
+
+    kind: str
+    meaning: str
+    default: str
+
+
+def told(key: Key) -> Told:
+    hint, _ = _first(key.hint)
+    several = get_origin(hint) is tuple
+    kind = get_args(hint)[0] if several else hint
+    limit = key.field.metadata["limit"]
+    meaning = "; ".join([key.field.metadata["help"], *([limit.want] if limit else [])])
+    return Told(kind.__name__.upper() + (" ..." if several else ""), meaning, _shown(key.default))
+
+
 def _parser() -> argparse.ArgumentParser:
     """Of argparse the help and the errors; its reading knows neither lists in YAML nor entries of mappings."""
     usage = "train/run.py [--config FILE.yaml] --key value ..."
@@ -244,12 +261,8 @@ def _parser() -> argparse.ArgumentParser:
     for group, owner in GROUPS.items():
         section = parser.add_argument_group(group, owner.__doc__)
         for name, key in ((name, key) for name, key in KEYS.items() if key.group == group):
-            hint, _ = _first(key.hint)
-            kind = get_args(hint)[0] if get_origin(hint) is tuple else hint
-            metavar = kind.__name__.upper() + (" ..." if get_origin(hint) is tuple else "")
-            limit = key.field.metadata["limit"]
-            text = "; ".join([key.field.metadata["help"], *([limit.want] if limit else []), _shown(key.default)])
-            section.add_argument(f"--{name}", metavar=metavar, help=text.replace("%", "%%"))
+            kind, meaning, default = told(key)
+            section.add_argument(f"--{name}", metavar=kind, help=f"{meaning}; {default}".replace("%", "%%"))
     return parser
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(out / "policy", ignore_errors=True)  # an earlier demo's
     write_files(out)
     times.append(time.perf_counter())
-    code = subprocess.run(command(out, args.ranks), cwd=ROOT, env=_environment()).returncode
+    code = subprocess.run(command(out, args.ranks), cwd=ROOT, env=environment()).returncode
     times.append(time.perf_counter())
     if code:
         print(f"train.demo: want exit code 0 of the training, got {code}; its output is above, its files are in {out}")
@@ -85,13 +85,13 @@ def write_files(out: Path) -> None:
     print(f"{out}: {PAIRS} pairs, {HELD_OUT} held out, {ANCHORS} anchors", flush=True)
 
 
-def command(out: Path, ranks: int) -> list[str]:
-    """What trains out/policy."""
+def command(out: Path, ranks: int, name: str = "policy") -> list[str]:
+    """What trains out/name on the files in out."""
     return [
         str(LAUNCHER),
         *("--num_gpus", str(ranks), "--master_port", str(_free_port())),  # processes, where there is no GPU
         *("train/run.py", "--config", str(CONFIG)),
-        *("--model", str(out / "reference"), "--output_dir", str(out / "policy")),
+        *("--model", str(out / "reference"), "--output_dir", str(out / name)),
         *("--train_data", str(out / "pairs.jsonl"), "--eval_data", str(out / "held_out.jsonl")),
         *("--anchor_data", str(out / "anchors.jsonl")),
         *("--per_device_train_batch_size", str(STEP // ranks), "--per_device_anchors", str(STEP // ranks)),
@@ -180,7 +180,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The virtual environment's programs come first: DeepSpeed compiles with its ninja."""
     made = {**os.environ, "PATH": os.pathsep.join([str(LAUNCHER.parent), os.environ.get("PATH", os.defpath)])}
     return made if torch.cuda.is_available() else {**made, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,54 @@
+"""The soak itself: what it would notice, and a short one."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from tools import soak
+from tools.slope import block_slope
+
+
+def test_a_slope_is_found_in_noise_and_its_interval_holds_it():
+    noisy = [(x, 5.0 + 0.3 * x + 40 * math.sin(x * 1.7)) for x in range(200, 1000)]
+    found = block_slope(noisy)
+    assert found.low < 0.3 < found.high and found.high - found.low < 0.1
+    still = block_slope([(x, 7.0 + math.sin(x * 1.7)) for x in range(200, 1000)])
+    assert still.low < 0 < still.high and still.mean == pytest.approx(7, abs=0.1)
+    with pytest.raises(ValueError, match="want points in at least 4 of 16 stretches, got 1"):
+        block_slope([(1.0, 1.0), (1.0, 2.0)])
+
+
+def written(folder, losses, weights=b"w"):
+    folder.mkdir()
+    rows = [{"step": n, "loss": x, "grad_norm": 1.0} for n, x in losses] + [{"step": 20, "eval_loss": 0.5}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_what_is_lost_or_differs_is_told(tmp_path):
+    whole = written(tmp_path / "whole", [(10, 1.0), (20, 0.9)])
+    again = written(tmp_path / "again", [(10, 1.0), (10, 1.0), (20, 0.9)])
+    assert soak.compare(whole, again, 20) == []
+    assert soak.compare(whole, again, 30) == ["want 30 steps, got 20"]
+    lost = written(tmp_path / "lost", [(10, 1.0)], b"v")
+    assert soak.compare(whole, lost, 20) == [
+        "loss: 2 lines, of which lost: [20], different: []",
+        "grad_norm: 2 lines, of which lost: [20], different: []",
+        "the weights differ",
+    ]
+    other = written(tmp_path / "other", [(10, 1.1), (20, 0.9)])
+    assert soak.compare(whole, other, 20) == ["loss: 2 lines, of which lost: [], different: [10]"]
+    with pytest.raises(RuntimeError, match="step 10 was made twice and differs"):
+        soak.logged(written(tmp_path / "torn", [(10, 1.0), (10, 1.2)]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_short_soak(tmp_path, capfd):
+    assert soak.main(["--steps", "80", "--every", "20", "--kills", "2", "--out", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("killed a rank near step") == 2 and "nothing was lost in 2 kills" in printed
