@@ -28,7 +28,7 @@ from expo_kernels.types import Divisors, Execution, LossOutput
 from train import checkpoints
 from train.attention import Packing, check_packing
 from train.batches import Collator, Corpus, MicroBatch
-from train.launch import barrier, rank, world
+from train.launch import barrier, give_back, rank, world
 from train.loaders import Feed, evaluation_feed, training_feed
 from train.metrics import Meter
 from train.reference import score
@@ -243,6 +243,7 @@ class PreferenceTrainer(Trainer):
             checkpoints.write_identity(aside / name, self.identity)
             checkpoints.settle(aside / name, output / name)
             checkpoints.rotate(output, self.settings.output.save_total_limit, None if best is None else Path(best))
+        give_back()
         barrier()
 
 
