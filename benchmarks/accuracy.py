@@ -1,22 +1,26 @@
 """The table of errors in docs/numerics.md: python -m benchmarks.accuracy
 
 Relative error in norm against float64, root mean square over five seeds: plain PyTorch in the same dtype, then ours.
+--save appends a record of each ("naive", then the backend), whose error is that of nll, dh, dw and db.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import KINDS, head_case
-from benchmarks.providers import DTYPES
+from benchmarks import measure, options
+from benchmarks.cases import DTYPES, KINDS, head_case
+from benchmarks.records import Record, append
 from expo_kernels import Execution, HeadOptions, reference, token_logprob
 from expo_kernels.layout import from_packed
 
 SEEDS = 5
+WORKSPACE = 64 << 20
 WHAT = ("nll", "dh", "dw", "db")
 
 
@@ -36,25 +40,41 @@ def errors(kind: str, dtype: torch.dtype, N: int, D: int, V: int, softcap: float
 
         exact = gradients(reference.token_logprob, torch.float64)
         plain = gradients(reference.token_logprob, dtype)
-        ours = gradients(token_logprob, dtype, execution=Execution(workspace_bytes=64 << 20))
+        ours = gradients(token_logprob, dtype, execution=Execution(backend="plain", workspace_bytes=WORKSPACE))
         for i, (t, p, o) in enumerate(zip(exact, plain, ours, strict=True)):
             squares[i] += torch.stack([(x.double() - t).norm() / t.norm() for x in (p, o)]).square()
     return [(math.sqrt(p / SEEDS), math.sqrt(o / SEEDS)) for p, o in squares.tolist()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    parser = options.parser_of("accuracy", __doc__)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--D", type=int, default=256)
     parser.add_argument("--V", type=int, default=8003)
     parser.add_argument("--softcap", type=float)
-    args = parser.parse_args()
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--save", type=Path, help="append the records, as JSON lines, to this file")
+    args = parser.parse_args(arguments)
+    command = options.command_of("accuracy", arguments)
     print("| dtype | logits | " + " | ".join(f"{x}: plain | ours" for x in WHAT) + " |")
     print("| --- " * (2 + 2 * len(WHAT)) + "|")
-    for name, dtype in DTYPES.items():
+    for name in args.dtypes:
         for kind in KINDS:
-            cells = errors(kind, dtype, args.tokens, args.D, args.V, args.softcap)
+            cells = errors(kind, DTYPES[name], args.tokens, args.D, args.V, args.softcap)
             print(f"| {name} | {kind} | " + " | ".join(f"{p:.1e} | {o:.1e}" for p, o in cells) + " |", flush=True)
+            if args.save:
+                for provider, error in zip(("naive", "plain"), zip(*cells, strict=True), strict=True):
+                    append(args.save, record(args, command, name, kind, provider, error))
+
+
+def record(
+    args: argparse.Namespace, command: str, dtype: str, kind: str, provider: str, error: tuple[float, ...]
+) -> Record:
+    return Record(
+        **measure.environment(), command=command, bench="accuracy", provider=provider, state="timed", D=args.D,
+        V=args.V, softcap=args.softcap, tokens=args.tokens, scored=args.tokens, dtype=dtype, kind=kind,
+        workspace=WORKSPACE, error=error,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

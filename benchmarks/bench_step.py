@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import measure, step_case
-from benchmarks.bench_head import append
-from benchmarks.step_case import MODELS, Case
-from benchmarks.step_providers import PROVIDERS, Provider
-from benchmarks.step_worker import Failed, Seen, Turn, Worker
+from benchmarks import measure
+from benchmarks.records import append
+from benchmarks.steps import case as step_case
+from benchmarks.steps.case import MODELS, Case
+from benchmarks.steps.providers import PROVIDERS, Provider
+from benchmarks.steps.worker import Failed, Seen, Turn, Worker
 
 CHECKED = 2  # steps of each provider that are compared before any is timed: at the start, and after one update
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # relative; bf16 rounds logits, by up to 0.06 nats a token
@@ -123,7 +124,7 @@ def _row(provider: str, first: Turn, turns: Mapping[str, list[Turn]], steps: int
     speeds = [sum(tokens[i * steps : (i + 1) * steps]) / turn.seconds for i, turn in enumerate(own)]
     assert first.peak is not None and first.standing is not None, "the last of the first steps was watched"
     return Row(
-        provider, "timed", "", first.first, own[-1].batches[: CHECKED + len(tokens)], measure._summary(speeds),
+        provider, "timed", "", first.first, own[-1].batches[: CHECKED + len(tokens)], measure.summary(speeds),
         {rival: _ratio(turns.get(rival, []), own) for rival in RIVALS}, first.peak - first.standing, first.standing,
     )  # fmt: skip
 

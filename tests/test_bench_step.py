@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from benchmarks import bench_step, step_case
-from benchmarks.step_providers import PROVIDERS, NaiveScoring, NaiveTrainer, this_trainer
-from benchmarks.step_worker import Seen, Turn
+from benchmarks import bench_step
+from benchmarks.steps import case as step_case
+from benchmarks.steps.providers import PROVIDERS, NaiveScoring, NaiveTrainer, this_trainer
+from benchmarks.steps.worker import Seen, Turn
 
 pytestmark = pytest.mark.timeout(600)
 SMALL = ["--model", "tiny", "--vocabulary", "300", "--pairs", "2", "--rounds", "2", "--longest", "48"]

@@ -18,7 +18,7 @@ from expo_kernels.objectives import make_objective
 from train import attention
 from train.attention import Packing, block_mask, check_packing, check_windows, choose
 from train.layouts import Group, Layout
-from train.order import Anchors, StepOrder, TokenOrder, balanced
+from train.order import Anchors, TokenOrder, balanced
 from train.settings import ModelSettings
 
 PADDED = Packing("padded", "sdpa", False, "")
@@ -245,17 +245,3 @@ def test_anchors_beside_steps_of_tokens():
     order = TokenOrder([2, 2, 2], budget=4, seed=0, anchors=Anchors(3, 5, 2, 0))
     drawn = [i for micro in order for i in micro if i >= 3]
     assert len(drawn) == 2 * len(order) and set(drawn) <= set(range(3, 8))
-
-
-def test_padding_that_is_saved_on_lengths_like_hh():
-    """The figure of docs/training.md: log-normal prompts and responses, eight pairs a micro-batch."""
-    random = torch.Generator().manual_seed(0)
-    prompt = torch.exp(torch.randn(4000, generator=random) * 0.8 + 4.4).int() + 1
-    response = torch.exp(torch.randn(4000, 2, generator=random) * 0.8 + 4.0).int() + 1
-    padded = packed = shared = 0
-    for micro in StepOrder(4000, per_rank=8, seed=0):
-        whole = prompt[micro, None] + response[micro]
-        padded += int(whole.max()) * whole.numel()
-        packed += int(whole.sum())
-        shared += int(prompt[micro].sum() + response[micro].sum())
-    assert 0.25 < packed / padded < 0.55 and 0.5 < shared / packed < 0.8

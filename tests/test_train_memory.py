@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MambaConfig
 
+from benchmarks.measure import allocated
 from expo_kernels.fused_expo_loss import expo_loss
 from expo_kernels.layout import from_padded
 from toy.language import Language
@@ -173,20 +171,6 @@ def test_shared_key_heads_make_it_an_upper_bound():
     assert kept < dict(estimate(Shape.of(llama()), run()).parts)[BODY] < 1.1 * kept
 
 
-def peak_bytes(step: Callable[[], object], folder: Path) -> int:
-    """What a step allocates at its peak, above what was there, by the allocator's own account."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    path = folder / "trace.json"
-    profiled.export_chrome_trace(str(path))
-    events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e["ts"]):
-        live += event["args"]["Bytes"]
-        peak = max(peak, live)
-    return peak
-
-
 def loss(head: str, hidden: Tensor, weight: Tensor, ids: Tensor, workspace: int = 1 << 30) -> Tensor:
     """ids [S, T]; naive: logits in the input's dtype, then fp32, as in expo_kernels/reference.py and benchmarks/."""
     labels = pad(ids[:, 1:], (0, 1), value=-100)
@@ -207,7 +191,7 @@ def loss(head: str, hidden: Tensor, weight: Tensor, ids: Tensor, workspace: int 
         ("ours", True, 64, T, 1 << 30, False), ("ours", False, 64, T, 1 << 20, True),
     ],
 )  # fmt: skip
-def test_the_peak_of_each_head(head, bf16, D, length, workspace, trained, tmp_path):
+def test_the_peak_of_each_head(head, bf16, D, length, workspace, trained):
     torch.manual_seed(0)
     dtype = torch.bfloat16 if bf16 else torch.float32
     hidden = torch.randn(S, length, D, dtype=dtype, requires_grad=True)
@@ -215,7 +199,7 @@ def test_the_peak_of_each_head(head, bf16, D, length, workspace, trained, tmp_pa
     ids = torch.randint(0, V, (S, length))
     of = shape(head_parameters=V * D, vocabulary=V, hidden=D, head_trained=trained)
     found = estimate(of, run(bf16=bf16, length=length, scored=S * (length - 1), workspace_bytes=workspace))
-    peak = peak_bytes(lambda: loss(head, hidden, weight, ids, workspace).backward(), tmp_path)
+    peak = allocated(lambda: loss(head, hidden, weight, ids, workspace).backward())
     estimated, within = (found.head_naive, 0.05) if head == "naive" else (found.head_ours, 0.2)
     assert estimated == pytest.approx(peak, rel=within)
 
@@ -224,7 +208,7 @@ def test_the_peak_of_each_head(head, bf16, D, length, workspace, trained, tmp_pa
     ("head", "bf16", "vocabulary", "checkpointing"),
     [("ours", True, 200, True), ("ours", False, 4000, False), ("naive", False, 200, True), ("naive", True, 4000, True)],
 )
-def test_the_peak_of_a_whole_step(head, bf16, vocabulary, checkpointing, tmp_path):
+def test_the_peak_of_a_whole_step(head, bf16, vocabulary, checkpointing):
     """Gradients in place. With checkpointing and 200 words a layer is the peak, with 4000 the head, never their sum."""
     model = model_of(llama(vocabulary=vocabulary), bf16, checkpointing)
     for p in model.parameters():
@@ -237,7 +221,7 @@ def test_the_peak_of_a_whole_step(head, bf16, vocabulary, checkpointing, tmp_pat
 
     found = estimate(Shape.of(model.config), run(bf16=bf16, checkpointing=checkpointing))
     total = found.total_ours if head == "ours" else found.total_naive
-    peak = peak_bytes(step, tmp_path)
+    peak = allocated(step)
     assert total - sum(size for name, size in found.parts if name != BODY) == pytest.approx(peak, rel=0.15)
 
 

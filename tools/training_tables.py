@@ -8,9 +8,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from transformers import GPTNeoXConfig, LlamaConfig, PretrainedConfig
-
-from tools import marked
+from tools import marked, models
 from train import memory
 from train.arguments import GROUPS, KEYS, parse, told
 from train.dry_run import memory_run, trained_shape
@@ -18,15 +16,7 @@ from train.settings import Settings
 
 CONFIGS = Path("train") / "configs"
 PAGES = {"keys": marked.DOCS / "keys.md", "memory by part": marked.DOCS / "training.md"}
-MODELS: dict[str, PretrainedConfig] = {
-    "llama3_8b": LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, tie_word_embeddings=False,
-    ),
-    "pythia_hh": GPTNeoXConfig(
-        vocab_size=50304, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32
-    ),
-}  # fmt: skip
+MODELS = {"llama3_8b": "llama3-8b", "pythia_hh": "pythia-2.8b"}  # of tools.models, by how a recipe's name begins
 RECIPES = {  # of the page: recipe, ranks
     "llama3_8b_expo_reg": 8,
     "llama3_8b_expo_reg_40gb": 8,
@@ -75,7 +65,7 @@ def by_part() -> str:
 def recipe_estimate(name: str, ranks: int) -> memory.Estimate:
     """Of a recipe's heaviest micro-batch: every sequence max_length long and, but for a token, scored."""
     settings = parse(["--config", str(CONFIGS / f"{name}.yaml"), "--dry_run", "--dry_run_ranks", str(ranks)])
-    shape = trained_shape(settings, MODELS["_".join(name.split("_")[:2])])
+    shape = trained_shape(settings, models.config(MODELS["_".join(name.split("_")[:2])]))
     return memory.estimate(shape, memory_run(settings, shape.hidden, *_heaviest(settings)))
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from benchmarks import step_case
-from benchmarks.step_case import BETA, Case
+from benchmarks.steps import case as step_case
+from benchmarks.steps.case import BETA, Case
 from expo_kernels.head import Scoring
 from expo_kernels.layout import default_divisors
 from expo_kernels.types import Divisors, HeadOptions, LossOutput, LossTerms, SequenceLogprobs

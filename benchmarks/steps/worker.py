@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from benchmarks import measure
-from benchmarks.step_case import Case
-from benchmarks.step_providers import Provider
+from benchmarks.steps.case import Case
+from benchmarks.steps.providers import Provider
 from train.batches import MicroBatch
 
 PATIENCE = 1800.0  # seconds for one answer
-PRELOADED = ["benchmarks.step_providers", "trl.trainer.dpo_trainer"]  # imported once where processes may be forked
+PRELOADED = ["benchmarks.steps.providers", "trl.trainer.dpo_trainer"]  # imported once where processes may be forked
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 USUAL = ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 64 << 20))
 
