@@ -2,6 +2,7 @@
 # make test   set up, then run the tests            make test-all   the long ones as well
 # make check  lint, format, types, tests            make bench      this processor: docs/performance.md (15 minutes)
 # make bench-check     the head's ratios against the committed results of this device class (five minutes)
+# make sanitize        the C++ kernels under AddressSanitizer and UBSan (three minutes; wants g++)
 # make machine-code    what the Triton kernels compile to, every card and kernel (no GPU wanted; six minutes)
 # make triton-versions the same with Triton 3.6 and the newest, in throw-away environments
 # make gpu-check       on a GPU: tests, ceilings, the head and its peers, within ten minutes; with the python3 that has
@@ -20,11 +21,11 @@ GPU_PY := python3
 # a file on one worker: its tests share runs that take a minute
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: setup demo test test-all check bench bench-check soak synthetic machine-code triton-versions gpu-check gpu-tune gpu-step clean
+.PHONY: setup demo test test-all check bench bench-check soak synthetic machine-code triton-versions sanitize gpu-check gpu-tune gpu-step clean
 
 setup: $(READY)
 
-$(READY): constraints.txt pyproject.toml setup.py
+$(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PIP) setuptools wheel
 	$(PIP) --no-build-isolation -e ".[dev]"
@@ -58,6 +59,9 @@ triton-versions:
 	  TRITON_CACHE_DIR=$$folder/cache $$folder/venv/bin/python -m tools.machine_code; \
 	  rm -rf $$folder; \
 	done
+
+sanitize: $(READY)
+	$(PY) -m tools.sanitize
 
 gpu-check:
 	$(GPU_PY) -m benchmarks.gpu.check $(GPU_ARGS)

@@ -34,7 +34,8 @@ SLOW = ("torch-linear-ce-chunked",)
 SAME = ("torch.compile-scored", "liger-scaled-ce")
 EVERYONE = tuple(PROVIDERS)
 MANY = tuple(name for name in PROVIDERS if name not in (*SLOW, *SAME))
-FEW = ("naive", "torch.compile", *(name for name in PROVIDERS if PROVIDERS[name].ours))
+OURS = tuple(name for name in PROVIDERS if PROVIDERS[name].ours)
+FEW = ("naive", "torch.compile", *OURS)
 MASKED = (*FEW, "torch.compile-scored", "trl", "liger-preference")
 
 
@@ -82,18 +83,17 @@ def _whole(folder: Path, speed: Speed) -> Iterator[Part]:
     yield _part(folder, "scaling in N, T", "bench_scaling", 120.0, "--axes", "tokens", "length", *scaling)
     # fewer tokens: naive code keeps several times N V numbers
     yield _part(folder, "scaling in V", "bench_scaling", 150.0, "--axes", "vocabulary", "--fixed-tokens", 512, *scaling)
-    memory = ("--dtype", "fp32", "--providers", *FEW)
-    yield _part(folder, "memory", "bench_memory", 150.0, *memory, "trl", "liger-preference")
+    memory = ("--dtype", "fp32", "--providers", "naive", *OURS)
+    yield _part(folder, "memory", "bench_memory", 120.0, *memory, "trl")
     yield _part(folder, "memory, forward", "bench_memory", 90.0, "--mode", "forward", *memory)
     yield _part(folder, "whole steps", "bench_step", 200.0, "--vocabulary", V, "--rounds", 3)
     yield _head(folder, speed, "fp32", "step", 1.5, MASKED, "--masked", 0.5, name="half masked")
-    for dtype in ("fp32", "bf16"):
-        for mode in ("forward", "frozen"):
-            yield _head(folder, speed, dtype, mode, 1.0, FEW)
-    yield _head(folder, speed, "fp32", "step", 0.5, EVERYONE, name="everyone, fewer tokens")
-    yield _head(folder, speed, "fp32", "step", 1.5, FEW, shape=LARGER, name="larger")
-    yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 3)
+    for dtype, mode in (("fp32", "forward"), ("fp32", "frozen"), ("bf16", "forward")):
+        yield _head(folder, speed, dtype, mode, 1.0, FEW)
     yield _part(folder, "error", "accuracy", 90.0)
+    yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 3)
+    yield _head(folder, speed, "fp32", "step", 1.5, FEW, shape=LARGER, name="larger")
+    yield _head(folder, speed, "fp32", "step", 0.5, EVERYONE, name="everyone, fewer tokens")
 
 
 def _quick(folder: Path, speed: Speed) -> Iterator[Part]:

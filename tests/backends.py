@@ -1,6 +1,7 @@
 """The backends as the tests name them: a backend, or one of the Triton backend's routes in the interpreter.
 
 plain               torch
+native              the C++ kernels, where they were built (tests/test_native.py fails where they should have been)
 triton              the library's route: a product, then the row kernel
 triton-fused        the product with the exponential epilogue
 triton-persistent   the same by tensor descriptors on a persistent grid
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from expo_kernels.kernels.native import csrc
 from expo_kernels.kernels.triton import tuning
 from expo_kernels.kernels.triton.tuning import Tiles
 
@@ -18,17 +20,18 @@ ROUTES = {
     "triton-fused": {"fused": True},
     "triton-persistent": {"fused": True, "persistent": Tiles(32, 128, 32, 4, 1, 2, slices=4)},
 }
-BACKENDS = ["plain", "triton", "triton-fused"]
+BACKENDS = ["plain", *([] if csrc.problem() else ["native"]), "triton", "triton-fused"]
+DIRECT = ("plain", "native")
 FUSED = (torch.bfloat16, torch.float32)  # other dtypes take the library's route whatever the card says
 
 
 def use(name: str, monkeypatch) -> str:
     """Sets the route up for one test; -> what Execution(backend=) wants."""
-    if name == "plain":
+    if name in DIRECT:
         return name
     monkeypatch.setattr(tuning, "INTERPRETER", tuning.INTERPRETER._replace(**ROUTES[name]))
     return "triton"
 
 
 def applies(name: str, dtype: torch.dtype) -> bool:
-    return name in ("plain", "triton") or dtype in FUSED
+    return name in (*DIRECT, "triton") or dtype in FUSED

@@ -69,6 +69,22 @@ def test_a_log_prob_does_not_depend_on_its_neighbours(dtype, size):
     assert torch.equal(logp(shuffled), whole[shuffled])
 
 
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+def test_a_log_prob_does_not_depend_on_how_many_rows_are_multiplied_at_once(dtype, backend):
+    """Blocks of up to 512 rows are one product where that has the bits of products of 128."""
+    N, D, V = 700, 72, 301
+    h, w, y = head_case(N, D, V, dtype=dtype)
+
+    def logp(n):
+        batch = from_packed(y[:n], torch.tensor([0, n]), roles=1)
+        return token_logprob(h[:n], w, batch, execution=Execution(backend=backend))
+
+    whole = logp(N)
+    for n in (1, 127, 129, 300, 511, 513):
+        assert torch.equal(logp(n), whole[:n]), f"{n} rows"
+
+
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 def test_a_log_prob_does_not_depend_on_the_chunk(dtype):
     """The budget is the same, the plan is not: forward only, in chunks of pairs, in parts of a long pair, batched."""

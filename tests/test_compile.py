@@ -10,6 +10,8 @@ from torch.library import opcheck
 
 from expo_kernels import Execution, HeadOptions, reference, sequence_logprob
 from expo_kernels.fused_expo_loss import preference_loss
+from expo_kernels.kernels.native import ops as native_ops
+from expo_kernels.kernels.native import stored_dtype
 from expo_kernels.kernels.plain import ops as plain_ops
 from expo_kernels.kernels.triton import ops as triton_ops
 from expo_kernels.objectives import make_objective
@@ -29,14 +31,15 @@ def operands(dtype):
     return n, D, V, h, w, y
 
 
-@pytest.mark.parametrize("ops", [plain_ops, triton_ops], ids=["plain", "triton"])
+@pytest.mark.parametrize("ops", [plain_ops, native_ops, triton_ops], ids=["plain", "native", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_opcheck(dtype, ops):
     n, D, V, h, w, y = operands(dtype)
+    stored = stored_dtype(dtype) if ops is native_ops else dtype
     for bias, softcap, stats in ((None, None, False), (torch.randn(V), 5.0, True)):
         opcheck(ops.logprob, (h, y, w, bias, softcap, 1.1, 1 << 16, stats))
-        opcheck(ops.score, (h, y, w, bias, softcap, 1.1, torch.zeros(n, V, dtype=dtype), 1 << 16, stats))
-    stored, row = torch.rand(n, V).to(dtype), torch.rand(n)
+        opcheck(ops.score, (h, y, w, bias, softcap, 1.1, torch.zeros(n, V, dtype=stored), 1 << 16, stats))
+    stored, row = torch.rand(n, V).to(stored), torch.rand(n)
     for dw, db, rows, need_h in (
         (torch.zeros(V, D), torch.zeros(V), None, True),
         (None, None, torch.tensor([0, 4]), True),

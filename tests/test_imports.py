@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from expo_kernels.__main__ import describe
-from expo_kernels.kernels import plain
+from expo_kernels.kernels import native, plain
+from expo_kernels.kernels.native import csrc
 from expo_kernels.kernels.resolve import resolve
 
 ROOT = Path(__file__).parent.parent
 WITHOUT = """
 import sys
-for name in ("triton", "expo_kernels._C", "transformers", "deepspeed", "numpy"):
+for name in ("triton", "transformers", "deepspeed", "numpy"):
     sys.modules[name] = None
 import torch
 from expo_kernels.fused_expo_loss import expo_loss
@@ -43,7 +44,8 @@ def test_without_triton_and_without_a_compiler():
 def test_the_program_says_which_backend_and_why():
     text = python("-m", "expo_kernels")
     assert (text.strip(), True) == describe()
-    assert "cpu" in text and "backend plain, because" in text and torch.__version__ in text
+    assert "cpu" in text and f"backend {'plain' if csrc.problem() else 'native'}, because" in text
+    assert torch.__version__ in text
 
 
 def test_the_program_says_why_there_is_no_backend():
@@ -55,13 +57,19 @@ def test_the_program_says_why_there_is_no_backend():
 def test_resolution(monkeypatch):
     device = torch.device("cpu")
     monkeypatch.delenv("EXPO_KERNELS_BACKEND", raising=False)
-    assert resolve("auto", device).backend is plain.BACKEND and resolve("plain", device).reason == "asked for by name"
+    assert resolve("auto", device).backend is (plain if csrc.problem() else native).BACKEND
+    assert resolve("plain", device).backend is plain.BACKEND and resolve("plain", device).reason == "asked for by name"
     monkeypatch.setenv("EXPO_KERNELS_BACKEND", "plain")
     assert resolve("auto", device).reason == "EXPO_KERNELS_BACKEND is set"
     monkeypatch.setenv("EXPO_KERNELS_BACKEND", "triton")
     assert resolve("plain", device).backend is plain.BACKEND, "a name in the call outranks the environment"
     assert resolve("auto", device).backend.name == "triton"
-    with pytest.raises(NotImplementedError, match=r"native.*not part of this version"):
+    with pytest.raises(NotImplementedError, match=r"native.*serve the CPU"):
+        resolve("native", torch.device("cuda"))
+    monkeypatch.delenv("EXPO_KERNELS_BACKEND")
+    monkeypatch.setattr(csrc, "problem", lambda: "not built")
+    assert resolve("auto", device).backend is plain.BACKEND and "native: not built" in resolve("auto", device).reason
+    with pytest.raises(NotImplementedError, match=r"backend 'native' on cpu .*: not built"):
         resolve("native", device)
     with pytest.raises(NotImplementedError, match=r"triton.*serve cuda devices"):
         resolve("triton", torch.device("mps"))

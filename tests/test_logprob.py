@@ -9,8 +9,8 @@ from support import SMALL, padded_case
 from expo_kernels import Execution, HeadOptions, reference, sequence_logprob, token_logprob, token_stats
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.kernels.custom_ops import CustomOps
-from expo_kernels.kernels.plain import ops
 from expo_kernels.kernels.plain.budget import chunk_rows
+from expo_kernels.kernels.resolve import resolve
 from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
 
@@ -72,11 +72,17 @@ def test_nothing_wants_a_gradient():
     assert not sequence_logprob(*frozen[:2], case.batch).requires_grad
 
 
+def operations():
+    """The module of the backend that the calls here get."""
+    return resolve("auto", torch.device("cpu")).backend.ops
+
+
 class Counter:
     """Rows that pass through each operation of the backend, in units of N."""
 
     def __init__(self, monkeypatch, N):
         self.N, self.rows = N, {"logprob": 0, "score": 0, "backprop": 0, "dw": 0}
+        ops = operations()
         for name in ("logprob", "score", "backprop"):
             monkeypatch.setattr(ops, name, self._counting(name, getattr(ops, name)))
 
@@ -143,6 +149,7 @@ def test_inactive_groups_are_skipped(monkeypatch):
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
     counter = Counter(monkeypatch, case.batch.rows.shape[0])
     rows = []
+    ops = operations()
     backprop = ops.backprop
     monkeypatch.setattr(
         ops, "backprop", lambda *a: rows.append(a[5].shape[0] if a[10] is None else a[10].shape[0]) or backprop(*a)

@@ -29,7 +29,11 @@ from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
 
 T, D, V = 11, 33, 301  # ragged in every dimension, and no multiple of a tile
-WORKSPACE = {"plain": SMALL, "triton": 4 * SMALL}  # the interpreter takes its time for each block of rows
+WORKSPACE = {
+    "plain": SMALL,
+    "native": SMALL,
+    "triton": 4 * SMALL,
+}  # the interpreter takes its time for each block of rows
 
 
 def padded(S, dtype, seed, **layout):

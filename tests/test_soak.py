@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from tools import soak
-from tools.slope import block_slope
+from tools.slope import floor_slope
 
 
-def test_a_slope_is_found_in_noise_and_its_interval_holds_it():
-    noisy = [(x, 5.0 + 0.3 * x + 40 * math.sin(x * 1.7)) for x in range(200, 1000)]
-    found = block_slope(noisy)
-    assert found.low < 0.3 < found.high and found.high - found.low < 0.1
-    still = block_slope([(x, 7.0 + math.sin(x * 1.7)) for x in range(200, 1000)])
-    assert still.low < 0 < still.high and still.mean == pytest.approx(7, abs=0.1)
-    with pytest.raises(ValueError, match="want points in at least 4 of 16 stretches, got 1"):
-        block_slope([(1.0, 1.0), (1.0, 2.0)])
+def test_the_slope_of_the_floor_is_found_whatever_comes_and_goes():
+    """A cycle of ten, whose height grows, on a floor that grows by 0.3."""
+    points = [(x, 5.0 + 0.3 * x + (x % 10) * (1 + x / 100) + (x % 7) / 50) for x in range(200, 1000)]
+    found = floor_slope(points, 100)
+    assert found.low < 0.3 < found.high and found.high - found.low < 0.01
+    still = floor_slope([(x, 7.0 + (x % 10) * (1 + x / 100)) for x in range(200, 1000)], 100)
+    assert still.value == pytest.approx(0, abs=1e-9) and still.mean == pytest.approx(7, abs=1e-6)
+    with pytest.raises(ValueError, match="want points in at least 4 stretches of 16, got 1"):
+        floor_slope([(1.0, 1.0), (1.0, 2.0)], 16)
 
 
 def written(folder, losses, weights=b"w"):

@@ -1,4 +1,4 @@
-"""The slope of a noisy series, with an interval that holds where neighbours depend on each other."""
+"""The slope of what a noisy series never goes below, with an interval: how memory grows that comes and goes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-BLOCKS = 16
-
 
 class Slope(NamedTuple):
-    """A unit of y for a unit of x; low and high: its 95 % interval; mean: of y."""
+    """A unit of y for a unit of x; low and high: its 95 % interval; mean: of the floors."""
 
     value: float
     low: float
@@ -20,14 +18,14 @@ class Slope(NamedTuple):
     mean: float
 
 
-def block_slope(points: Sequence[tuple[float, float]], blocks: int = BLOCKS) -> Slope:
-    """Least squares on the means of equal stretches of x, whose errors are as good as independent."""
+def floor_slope(points: Sequence[tuple[float, float]], width: float) -> Slope:
+    """Least squares on the least y of each stretch of x of that width, which is one of the series' own cycles."""
     x, y = (np.asarray(values, dtype=float) for values in zip(*points, strict=True))
-    edges = np.linspace(x.min(), x.max(), blocks + 1)
-    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, blocks - 1)
-    there = [place == i for i in range(blocks) if (place == i).any()]
-    if len(there) < 4:
-        raise ValueError(f"block_slope: want points in at least 4 of {blocks} stretches, got {len(there)}")
-    fit = stats.linregress([x[m].mean() for m in there], [y[m].mean() for m in there])
-    reach = float(stats.t.ppf(0.975, len(there) - 2)) * fit.stderr
-    return Slope(float(fit.slope), float(fit.slope - reach), float(fit.slope + reach), float(y.mean()))
+    place = np.floor((x - x.min()) / width).astype(int)
+    whole = [i for i in range(place.max() + 1) if (place == i).any()]
+    if len(whole) < 4:
+        raise ValueError(f"floor_slope: want points in at least 4 stretches of {width:g}, got {len(whole)}")
+    floors = np.array([y[place == i].min() for i in whole])
+    fit = stats.linregress(np.array(whole) * width, floors)
+    reach = float(stats.t.ppf(0.975, len(whole) - 2)) * fit.stderr
+    return Slope(float(fit.slope), float(fit.slope - reach), float(fit.slope + reach), float(floors.mean()))

@@ -23,12 +23,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from tools.slope import Slope, block_slope
+from tools.slope import Slope, floor_slope
 from train import checkpoints, demo
 
 LOGGED = 10  # steps between two lines of the log
 SETTLED = 200  # steps after which memory has to stand still
 KEPT = 1024  # bytes a step that may stay: the Trainer keeps every line of its log, here one for ten steps
+SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     demo.write_files(out)
-    slopes = undisturbed(_command(out, "whole", args), out / "whole", args.steps)
+    slopes = undisturbed(_command(out, "whole", args), out / "whole", args)
     disturbed(_command(out, "killed", args), out / "killed", args)
     problems = [*_memory(slopes), *compare(out / "whole", out / "killed", args.steps)]
     for problem in problems:
@@ -52,16 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 # the two runs
 
 
-def undisturbed(command: list[str], output: Path, steps: int) -> dict[int, Slope]:
-    """-> of each rank's memory, bytes a step, after it has settled."""
+def undisturbed(command: list[str], output: Path, args: argparse.Namespace) -> dict[int, Slope]:
+    """-> of each rank's memory, bytes a step, after it has settled: of the least that it holds in each cycle of saves
+    and evaluations, since what these take comes and goes."""
     samples: dict[int, list[tuple[int, int]]] = {}
     for launcher in _running(command, output):
         now = step(output)
         for process in ranks(launcher):
             samples.setdefault(process.pid, []).append((now, _anonymous(process)))
-    first = min(SETTLED, steps // 5)
-    late = [[(s, b) for s, b in rank if s >= first] for rank in samples.values()]
-    return {i: block_slope(rank) for i, rank in enumerate(late)}
+    first, cycle = min(SETTLED, args.steps // 5), 2 * args.every
+    late = [[(s, b) for s, b in rank if first <= s < args.steps and b] for rank in samples.values()]
+    return {i: floor_slope(rank, min(cycle, (args.steps - first) / SHORTEST)) for i, rank in enumerate(late)}
 
 
 def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> None:

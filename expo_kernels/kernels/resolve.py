@@ -10,10 +10,10 @@ import torch
 
 from expo_kernels.kernels import plain
 from expo_kernels.kernels.contract import Backend
+from expo_kernels.kernels.native import csrc
 
 VARIABLE = "EXPO_KERNELS_BACKEND"
 NAMES = ("plain", "triton", "native")
-NOT_BUILT = {"native": "the C++ kernels are not part of this version"}
 OLDEST_TRITON = (3, 5)
 _LOADED: dict[str, Backend] = {"plain": plain.BACKEND}
 
@@ -38,21 +38,25 @@ def resolve(name: str, device: torch.device) -> Resolution:
 
 
 def _best(device: torch.device) -> Resolution:
-    """Triton on a card it serves; plain everywhere else."""
+    """Triton on a card it serves, the C++ kernels on a CPU; plain everywhere else."""
     if device.type == "cuda":
         problem = _why_not("triton", device) or _too_old(device)
         if not problem:
             return Resolution(_load("triton"), "Triton's kernels run on NVIDIA and AMD cards")
         return Resolution(_load("plain"), f"plain torch runs on every device (triton: {problem})")
-    reason = f"plain torch runs on every device, {device.type} included (native: {NOT_BUILT['native']})"
-    return Resolution(_load("plain"), reason)
+    problem = _why_not("native", device)
+    if not problem:
+        return Resolution(_load("native"), f"the C++ kernels are built, and this processor has {_level()}")
+    return Resolution(_load("plain"), f"plain torch runs on every device, {device.type} included (native: {problem})")
 
 
 @torch.compiler.assume_constant_result
 def _why_not(name: str, device: torch.device) -> str:
     """Empty where the backend can serve the device."""
+    if name == "native":
+        return csrc.problem() if device.type == "cpu" else "the C++ kernels serve the CPU"
     if name != "triton":
-        return NOT_BUILT.get(name, "")
+        return ""
     try:
         import triton
     except ImportError as error:
@@ -71,6 +75,14 @@ def _too_old(device: torch.device) -> str:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f"the kernels want compute capability 8.0 or newer, got {torch.cuda.get_device_capability(device)}"
     return ""
+
+
+@torch.compiler.assume_constant_result
+def _level() -> str:
+    name = csrc.ops().level()
+    return (
+        "no vector instructions that they know" if name == "portable" else {"avx2": "AVX2", "avx512": "AVX-512"}[name]
+    )
 
 
 def _load(name: str) -> Backend:

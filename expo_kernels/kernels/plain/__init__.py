@@ -1,6 +1,7 @@
 """The portable floor: plain torch on every device, exact, in a bounded workspace.
 
-budget.py  what fits the workspace       rows.py  logits -> exponentials, sums and the label's entry
+budget.py  what fits the workspace       products.py  h, w -> logits; exponentials -> dh, dw
+rows.py    logits -> exponentials, sums and the label's entry
 ops.py     the operations a compiler sees, as torch.library custom ops
 
 docs/math.md, part 2, has the algorithm. Products take fp32 operands (float64 for float64), so bf16 and fp16 inputs

@@ -12,9 +12,10 @@ from torch.library import custom_op
 from expo_kernels.kernels.contract import Stats, accumulator
 from expo_kernels.kernels.custom_ops import new_stats, register_shapes
 from expo_kernels.kernels.ordered import ordered_add
+from expo_kernels.kernels.plain import products
 from expo_kernels.kernels.plain import rows as row_kernel
 from expo_kernels.kernels.plain.budget import budget
-from expo_kernels.kernels.plain.rows import RowSums, widen
+from expo_kernels.kernels.plain.rows import RowSums
 
 
 class _Block(NamedTuple):
@@ -31,24 +32,23 @@ def _blocks(
     workspace_bytes: int, *, gradient: bool, stats: bool,
 ) -> Iterator[_Block]:  # fmt: skip
     """h [n, D], y [n] in blocks of at most budget.logit_rows rows. The only place that makes logits."""
-    (n, D), V = h.shape, w.shape[0]
+    V, D = w.shape
     sizes, dtype = budget(D, V, h.dtype, workspace_bytes), accumulator(h.dtype)
-    z = h.new_empty(min(sizes.logit_rows, -(-n // sizes.product_rows) * sizes.product_rows), V, dtype=dtype)
-    for i in range(0, n, sizes.logit_rows):
-        k = min(sizes.logit_rows, n - i)
-        full = -(-k // sizes.product_rows) * sizes.product_rows
-        h_block = widen(h[i : i + k], dtype)
-        finite = h_block.isfinite().all(-1)
-        h_block = torch.cat([h_block, h_block.new_zeros(full - k, h_block.shape[1])]) if full > k else h_block
-        y_block = torch.cat([y[i : i + k], y.new_zeros(full - k)])
-        capped = row_kernel.logits(h_block, w, bias, softcap, scale, z[:full], sizes)
+    z = products.new_logits(h, V, sizes, dtype)
+    for rows, h_block, k in products.row_blocks(h, sizes, dtype):
+        full = h_block.shape[0]
+        finite = h_block[:k].isfinite().all(-1)
+        hidden = z.new_zeros(full)
+        for columns, a in products.logits(h_block, w, z[:full], sizes):
+            hidden += row_kernel.transform(a, None if bias is None else bias[columns], softcap, scale)
+        y_block = torch.cat([y[rows], y.new_zeros(full - k)])
         sums = row_kernel.exponentials(z[:full], y_block, softcap, gradient=gradient, moment=stats)
         sums = RowSums(*(x[:k] for x in sums))
-        logp = row_kernel.log_prob(sums, finite & (capped[:k] == 0))
+        logp = row_kernel.log_prob(sums, finite & (hidden[:k] == 0))
         entropy, is_argmax = logp.new_empty(0), logp.new_empty(0, dtype=torch.bool)
         if stats:
             entropy, is_argmax = row_kernel.entropy(sums, logp), sums.label >= sums.offset
-        yield _Block(slice(i, i + k), z[:k], sums, logp, entropy, is_argmax)
+        yield _Block(rows, z[:k], sums, logp, entropy, is_argmax)
 
 
 @custom_op("expo_kernels::plain_logprob", mutates_args=())
@@ -106,17 +106,7 @@ def backprop(
     if rows is not None:
         crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
     dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
-    scaled_h = h.to(dtype) * crowd[:, None] if dw is not None else crowd
-    for v in range(0, V, sizes.chunk_tile):
-        columns = slice(v, v + sizes.chunk_tile)
-        e = stored[:, columns]
-        e = (e if rows is None else e[rows]).to(dtype)
-        if need_h:
-            dh.addmm_(e, w[columns].to(dtype))
-        if dw is not None:
-            dw[columns].addmm_(e.T, scaled_h)
-        if db is not None:
-            db[columns].addmv_(e.T, crowd)
+    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes)
     if need_h:
         dh.mul_(crowd[:, None])
     for i in range(0, h.shape[0], sizes.label_rows):

@@ -1,4 +1,4 @@
-"""A few rows at a time: hidden states -> logits -> exponentials, row sums, the label's entry (docs/math.md, part 2).
+"""A few rows at a time: logits -> exponentials, row sums, the label's entry (docs/math.md, part 2).
 
 n rows (a multiple of the product's, the last ones padding), D hidden, V vocabulary; everything in the accumulator's
 dtype. z [n, V] is worked on in place: logits first, exponentials after.
@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from expo_kernels.kernels.plain.budget import SLICES, Budget, padded
+from expo_kernels.kernels.plain.budget import SLICES
 
 
 class RowSums(NamedTuple):
@@ -27,32 +26,17 @@ class RowSums(NamedTuple):
         return self.rest + self.label_exp
 
 
-def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x [k, D] -> [k, D up to whole vectors] in `dtype`; x itself where that changes nothing."""
-    x = x.to(dtype)
-    extra = padded(x.shape[1]) - x.shape[1]
-    return pad(x, (0, extra)) if extra else x
-
-
-def logits(
-    h: Tensor, w: Tensor, bias: Tensor | None, softcap: float | None, scale: float, z: Tensor, sizes: Budget
-) -> Tensor:
-    """h [n, D padded], w [V, D] -> z [n, V] in place; returns [n]: 0, or NaN where the cap would hide an infinity."""
-    V = w.shape[0]
-    hidden_by_cap = z.new_zeros(z.shape[0])
-    for v in range(0, V, sizes.tile):
-        w_tile = widen(w[v : v + sizes.tile], z.dtype).T
-        a = z[:, v : v + sizes.tile]
-        for i in range(0, h.shape[0], sizes.product_rows):
-            torch.mm(h[i : i + sizes.product_rows], w_tile, out=a[i : i + sizes.product_rows])
-        if bias is not None:
-            a.add_(bias[v : v + sizes.tile].to(z.dtype))
-        if scale != 1.0:
-            a.mul_(scale)
-        if softcap is not None:
-            hidden_by_cap += a.sum(-1) * 0.0
-            a.div_(softcap).tanh_().mul_(softcap)
-    return hidden_by_cap
+def transform(a: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+    """a [n, k] = h w^T -> z in place; returns [n]: 0, or NaN where the cap would hide an infinity."""
+    hidden = a.new_zeros(a.shape[0])
+    if bias is not None:
+        a.add_(bias.to(a.dtype))
+    if scale != 1.0:
+        a.mul_(scale)
+    if softcap is not None:
+        hidden = a.sum(-1) * 0.0
+        a.div_(softcap).tanh_().mul_(softcap)
+    return hidden
 
 
 def exponentials(z: Tensor, y: Tensor, softcap: float | None, *, gradient: bool, moment: bool) -> RowSums:

@@ -1,0 +1,13 @@
+// Which vector instructions this process uses: the best that the processor and its system have, or fewer where
+// EXPO_KERNELS_SIMD asks for it (portable, avx2, avx512), read once.
+
+#pragma once
+
+namespace expo {
+
+enum class Level { portable, avx2, avx512 };
+
+Level level();           // throws where EXPO_KERNELS_SIMD names none, or one that this processor has not
+const char* level_name();
+
+}  // namespace expo

@@ -1,0 +1,69 @@
+// What the operations take: plain pointers, rows of a stride, no tensors. bindings.cpp has checked them.
+
+#pragma once
+
+#include <cstdint>
+
+namespace expo {
+
+enum class Number { float32, bfloat16, float16 };
+
+struct Matrix {
+  void* data;
+  int64_t stride;  // numbers from one row to the next
+  Number number;
+};
+
+struct Scoring {
+  Matrix z;           // [n, V] logits of the product, float32 or bfloat16
+  const int64_t* y;   // [n] labels
+  const float* bias;  // [V] or null
+  float scale;
+  float softcap;  // 0: none
+  Matrix stored;  // [n, V] or without data: exponentials, float32 or bfloat16
+  float* logp;    // [n], and so the others
+  float* inverse;
+  float* pull;
+  float* entropy;   // null where not asked for, and so is
+  bool* is_argmax;  // this
+  int64_t V;
+};
+
+void score_rows(const Scoring& all, int64_t begin, int64_t end);
+
+struct Finishing {
+  float* dh;  // [n, D]
+  int64_t stride;
+  const float* crowd;  // [n]
+  const float* label;  // [n]
+  Matrix w;            // [V, D]
+  const int64_t* y;    // [n]
+  int64_t D;
+};
+
+void finish_rows(const Finishing& all, int64_t begin, int64_t end);
+
+struct Adding {
+  float* out;  // [V, D]
+  int64_t stride;
+  const int64_t* index;  // [n]
+  Matrix rows;           // [n, D]
+  const float* factor;   // [n] or null: 1
+  int64_t n;
+};
+
+void add_rows(const Adding& all, int64_t begin, int64_t end);  // of the D columns
+
+struct Gathering {
+  Matrix from;             // [n, V], float32 or bfloat16
+  const int64_t* columns;  // [k]
+  Matrix to;               // [n, k] of the same numbers
+  int64_t k;
+};
+
+void gather_columns(const Gathering& all, int64_t begin, int64_t end);  // of the n rows
+
+// values [n], offsets [S + 1] -> sums [S]
+void segment_sum(const float* values, const int64_t* offsets, float* sums, int64_t begin, int64_t end);
+
+}  // namespace expo

@@ -1,0 +1,22 @@
+"""The CPU backend: the row kernels of csrc/ around the products of plain.
+
+csrc.py  the compiled library, or why there is none       ops.py  the operations a compiler sees
+
+float64 goes through plain. fp16 exponentials are stored in fp32, which wants no scale of a row's own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from expo_kernels.kernels.custom_ops import CustomOps
+from expo_kernels.kernels.native import ops
+from expo_kernels.kernels.native.ops import stored_dtype
+from expo_kernels.kernels.plain.budget import budget
+
+
+def chunk_rows(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> int:
+    return budget(D, V, stored_dtype(dtype), workspace_bytes).chunk_rows
+
+
+BACKEND = CustomOps("native", ops, chunk_rows, row_stride=lambda V: V, stored_dtype=stored_dtype)
