@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
+from pathlib import Path
 
 from benchmarks import options, sweep
-from benchmarks.measured import Plan, Row, Verdict, describe, judge, process_peaks, row_of
+from benchmarks.measured import Plan, Row, Verdict, describe, judge, process_peaks, row_of, save
 from benchmarks.providers import workload
 from benchmarks.records import Record
 
@@ -27,8 +29,12 @@ def main(arguments: list[str] | None = None) -> None:
     settings = list(dict.fromkeys(setting for one in sweeps for setting in one.settings))
     verdicts = judge(args.providers, settings[0], args.mode, args.workspace)
     admitted = [name for name, verdict in verdicts.items() if verdict.state == "timed"]
-    held = process_peaks(admitted, settings, plan)
-    known = {setting: describe(workload(setting), setting, plan) for setting in settings}
+    known, saved = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for setting in settings:
+            case = workload(setting)
+            known[setting], saved[setting] = describe(case, setting, plan), save(case, Path(folder))
+        held = process_peaks(admitted, saved, plan)
     for one in sweeps:
         rows = [
             [

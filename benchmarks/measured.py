@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -97,21 +99,30 @@ def measured(setting: Setting, plan: Plan, verdicts: Mapping[str, Verdict]) -> l
     if plan.memory and torch.cuda.is_available():
         held = {name: measure.device_peak(made) for name, made in steps.items()}
     names = list(steps)
-    del case, steps  # the processes of the peaks want the memory
     if plan.memory and not torch.cuda.is_available():
-        held = {name: found[0] for name, found in process_peaks(names, [setting], plan).items()}
+        with tempfile.TemporaryDirectory() as folder:
+            saved = {setting: save(case, Path(folder))}
+            del case, steps  # the processes of the peaks want the memory
+            held = {name: found[0] for name, found in process_peaks(names, saved, plan).items()}
     return [row_of(name, verdict, known, seconds, held.get(name)) for name, verdict in verdicts.items()]
 
 
-def process_peaks(names: Sequence[str], settings: Sequence[Setting], plan: Plan) -> dict[str, list[int | str]]:
-    """Bytes above inputs and gradients in each of the settings, or why there is no figure; each provider in a process
-    of its own."""
+def save(case: Workload, folder: Path) -> Path:
+    """For the processes of process_peaks: making a workload takes longer than most of what they do with it."""
+    path = folder / f"{len(list(folder.iterdir()))}.pt"
+    torch.save(case, path)
+    return path
+
+
+def process_peaks(names: Sequence[str], saved: Mapping[Setting, Path], plan: Plan) -> dict[str, list[int | str]]:
+    """saved: a workload of each setting -> bytes above inputs and gradients in each of them, or why there is no figure;
+    each provider in a process of its own."""
     found = {}
     for name in names:
         same = {
             "provider": name, "mode": plan.mode, "workspace_bytes": plan.workspace, "threads": torch.get_num_threads()
         }  # fmt: skip
-        many = [{**same, "setting": dataclasses.asdict(setting)} for setting in settings]
+        many = [{**same, "saved": str(path), "setting": dataclasses.asdict(setting)} for setting, path in saved.items()]
         found[name] = measure.peaks("benchmarks.providers:peak_step", many)
     return found
 

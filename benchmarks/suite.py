@@ -32,7 +32,6 @@ LARGER = (2048, 64000)
 SLOW = ("torch-linear-ce-chunked",)
 # where nothing is masked the first is torch.compile again; the second is plain torch, in Liger's chunks of 1024 tokens
 SAME = ("torch.compile-scored", "liger-scaled-ce")
-EVERYONE = tuple(PROVIDERS)
 MANY = tuple(name for name in PROVIDERS if name not in (*SLOW, *SAME))
 OURS = tuple(name for name in PROVIDERS if PROVIDERS[name].ours)
 FEW = ("naive", "torch.compile", *OURS)
@@ -78,22 +77,23 @@ def parts(folder: Path, *, quick: bool) -> Iterator[Part]:
 
 def _whole(folder: Path, speed: Speed) -> Iterator[Part]:
     yield _head(folder, speed, "fp32", "step", 3.0, MANY)
-    yield _head(folder, speed, "bf16", "step", 2.0, MANY)
-    scaling = ("--dtype", "fp32", "--rounds", 3, "--providers", *FEW)
-    yield _part(folder, "scaling in N, T", "bench_scaling", 120.0, "--axes", "tokens", "length", *scaling)
+    yield _head(folder, speed, "bf16", "step", 2.0, (*FEW, "trl"))
+    scaling = ("--dtype", "fp32", "--rounds", 3, "--providers")
+    yield _part(folder, "scaling in N, T", "bench_scaling", 120.0, "--axes", "tokens", "length", *scaling, *FEW)
     # fewer tokens: naive code keeps several times N V numbers
-    yield _part(folder, "scaling in V", "bench_scaling", 150.0, "--axes", "vocabulary", "--fixed-tokens", 512, *scaling)
+    fewer = ("--axes", "vocabulary", "--fixed-tokens", 512)
+    yield _part(folder, "scaling in V", "bench_scaling", 150.0, *fewer, *scaling, "naive", *OURS)
     memory = ("--dtype", "fp32", "--providers", "naive", *OURS)
-    yield _part(folder, "memory", "bench_memory", 120.0, *memory, "trl")
-    yield _part(folder, "memory, forward", "bench_memory", 90.0, "--mode", "forward", *memory)
+    yield _part(folder, "memory", "bench_memory", 150.0, *memory)
+    yield _part(folder, "memory, forward", "bench_memory", 120.0, "--mode", "forward", "--axes", "tokens", *memory)
     yield _part(folder, "whole steps", "bench_step", 200.0, "--vocabulary", V, "--rounds", 3)
-    yield _head(folder, speed, "fp32", "step", 1.5, MASKED, "--masked", 0.5, name="half masked")
+    yield _head(folder, speed, "fp32", "step", 1.0, MASKED, "--masked", 0.5, name="half masked")
     for dtype, mode in (("fp32", "forward"), ("fp32", "frozen"), ("bf16", "forward")):
         yield _head(folder, speed, dtype, mode, 1.0, FEW)
     yield _part(folder, "error", "accuracy", 90.0)
     yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 3)
-    yield _head(folder, speed, "fp32", "step", 1.5, FEW, shape=LARGER, name="larger")
-    yield _head(folder, speed, "fp32", "step", 0.5, EVERYONE, name="everyone, fewer tokens")
+    yield _head(folder, speed, "fp32", "step", 1.0, FEW, shape=LARGER, name="larger")
+    yield _head(folder, speed, "fp32", "step", 0.2, ("naive", *OURS, *SLOW, *SAME), name="others, fewer tokens")
 
 
 def _quick(folder: Path, speed: Speed) -> Iterator[Part]:

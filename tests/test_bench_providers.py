@@ -140,7 +140,12 @@ def test_who_fails_is_missing_and_who_is_off_is_wrong(monkeypatch):
 
 
 def test_ours_are_held_to_the_strict_rule():
-    assert {name for name, provider in PROVIDERS.items() if provider.ours} == {"plain", "triton", "native"}
+    assert {name for name, provider in PROVIDERS.items() if provider.ours} == {
+        "plain",
+        "triton",
+        "native",
+        "native-bf16",
+    }
     for name, provider in PROVIDERS.items():
         if name == "triton":
             assert provider.bounds == STRICT._replace(dw=2.0)

@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from expo_kernels.kernels.native import csrc
+from expo_kernels import Execution, token_logprob
+from expo_kernels.fused_expo_loss import expo_loss
+from expo_kernels.kernels.native import csrc, operands
+from expo_kernels.layout import from_packed
 
 ROOT = Path(__file__).parent.parent
 NAN, INF = math.nan, math.inf
@@ -256,7 +259,10 @@ def test_an_allocation_that_fails_is_an_error_and_the_process_goes_on():
 
 AT_A_LEVEL = """
 import torch
-from expo_kernels.kernels.native import csrc
+from expo_kernels import Execution, token_logprob
+from expo_kernels.fused_expo_loss import expo_loss
+from expo_kernels.kernels.native import csrc, operands
+from expo_kernels.layout import from_packed
 from expo_kernels.fused_expo_loss import expo_loss
 torch.manual_seed(0)
 out = []
@@ -287,6 +293,45 @@ def test_every_level_that_this_processor_has(tmp_path):
     for found in made.values():
         for a, b, dtype in zip(found, made[best], [torch.float32] * 3 + [torch.bfloat16] * 6, strict=True):
             assert off_by(a, b.double()) < (1e-6 if dtype == torch.float32 else 2**-7)
+
+
+@built
+def test_products_are_in_fp32_unless_bf16_is_asked_for(monkeypatch):
+    h, w, y = torch.randn(40, 64).bfloat16(), torch.randn(300, 64).bfloat16(), torch.randint(300, (40,))
+    batch = from_packed(y, torch.tensor([0, 40]), roles=1)
+    exact = torch.log_softmax(h.double() @ w.double().T, -1).gather(1, y[:, None])[:, 0]
+
+    def error():
+        return off_by(token_logprob(h, w, batch, execution=Execution(backend="native")), exact)
+
+    wide = error()
+    monkeypatch.setenv(operands.VARIABLE, "bf16")
+    narrow = error()
+    assert wide < 1e-6 and 1e-4 < narrow < 1e-2, "the logits are rounded to bf16"
+    monkeypatch.setenv(operands.VARIABLE, "fp8")
+    with pytest.raises(ValueError, match="EXPO_KERNELS_NATIVE_PRODUCTS: want fp32 or bf16, got 'fp8'"):
+        error()
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_thread_counts_agree_to_rounding(dtype):
+    made, threads = [], torch.get_num_threads()
+    for count in (1, 2, 4):
+        torch.manual_seed(0)
+        h, w = torch.randn(8, 50, 72).to(dtype).requires_grad_(), torch.randn(999, 72).to(dtype).requires_grad_()
+        labels = torch.randint(999, (8, 50))
+        torch.set_num_threads(count)
+        try:
+            out = expo_loss(h, w, labels, variant="comp", lam=0.1, backend="native")
+            out.loss.backward()
+        finally:
+            torch.set_num_threads(threads)
+        made.append((out.loss.detach(), h.grad, w.grad))
+    allowed = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    for others in made[1:]:
+        for a, b in zip(others, made[0], strict=True):
+            assert off_by(a, b.double()) <= (1e-6 if a.dtype == torch.float32 else allowed)
 
 
 @built

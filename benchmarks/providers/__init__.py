@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.cases import DTYPES, Setting
 from benchmarks.providers import cut_ce, liger, ours, plain_torch, quack_ce, trl_chunked
-from benchmarks.providers.contract import Bounds, Provider, Workload, workload
+from benchmarks.providers.contract import Bounds, Provider, Workload, here, workload
 
 __all__ = ["DTYPES", "MODES", "PROVIDERS", "Bounds", "Provider", "Workload", "peak_step", "step", "workload"]
 
@@ -47,16 +47,18 @@ def step(
 
 
 def peak_step(
-    provider: str, mode: str, workspace_bytes: int | None, threads: int, setting: Mapping[str, Any]
+    provider: str, mode: str, workspace_bytes: int | None, threads: int, saved: str, setting: Mapping[str, Any]
 ) -> Callable[[], object]:
-    """The step of measure.peaks; before it, modules are loaded by a small step and compiled providers compiled."""
+    """The step of measure.peaks, on the setting's workload as torch.save has left it; before it, modules are loaded by
+    a small step and compiled providers compiled."""
     torch.set_num_threads(threads)
     asked = Setting(**setting)
+    case: Workload = torch.load(saved, weights_only=False, map_location=here())
     if PROVIDERS[provider].compiled:
         torch.compiler.reset()
-        made = step(provider, workload(asked), mode, workspace_bytes)
+        made = step(provider, case, mode, workspace_bytes)
         made()
         return made
     small = dataclasses.replace(asked, tokens=8, pairs=1, model=asked.model if asked.kind == "lm" else "tiny")
     step(provider, workload(small), mode)()
-    return step(provider, workload(asked), mode, workspace_bytes)
+    return step(provider, case, mode, workspace_bytes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,8 @@ from benchmarks.providers.contract import OBJECTIVE, STRICT, Loss, Provider, Wor
 from expo_kernels import Execution, HeadOptions
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.layout import from_padded
+
+PRODUCTS = "EXPO_KERNELS_NATIVE_PRODUCTS"  # fp32, or bf16 of bf16 inputs
 
 
 def _on(backend: str) -> Loss:
@@ -39,6 +44,19 @@ def _missing(backend: str):
     return reason
 
 
+def _with_bf16_products(loss: Loss) -> Loss:
+    def ours(case: Workload, workspace_bytes: int | None = None) -> Tensor:
+        with mock.patch.dict(os.environ, {PRODUCTS: "bf16"}):
+            return loss(case, workspace_bytes)  # gradients too: backward hands them out
+
+    return ours
+
+
+def _bf16_missing(case: Workload) -> str | None:
+    wide = case.weight.dtype != torch.bfloat16
+    return "bf16 products are for bf16 inputs" if wide else _missing("native")(case)
+
+
 def _triton_missing(case: Workload) -> str | None:
     """Triton's interpreter is for tests: on a CPU it is never timed."""
     return needs_cuda(case, "the Triton backend") or _missing("triton")(case)
@@ -51,4 +69,8 @@ PROVIDERS = {
         bounds=STRICT._replace(dw=2.0),  # the one exception of docs/numerics.md (decision 0003)
     ),
     "native": Provider(loss=_on("native"), missing=_missing("native"), bounds=STRICT, ours=True),
+    "native-bf16": Provider(
+        loss=_with_bf16_products(_on("native")), missing=_bf16_missing, bounds=STRICT, ours=True,
+        note=f"{PRODUCTS}=bf16: logits rounded as naive's are",
+    ),
 }  # fmt: skip

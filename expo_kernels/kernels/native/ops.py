@@ -9,6 +9,7 @@ from torch.library import custom_op
 from expo_kernels.kernels.contract import Stats
 from expo_kernels.kernels.custom_ops import register_shapes
 from expo_kernels.kernels.native import csrc
+from expo_kernels.kernels.native.operands import operands_of
 from expo_kernels.kernels.plain import ops as plain
 from expo_kernels.kernels.plain import products
 from expo_kernels.kernels.plain.budget import budget
@@ -25,12 +26,12 @@ def _score(
 ) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """-> inverse, pull, stats; fills stored [n, V] where given. The only place that makes logits."""
     n, (V, D) = h.shape[0], w.shape
-    sizes, dtype = budget(D, V, stored_dtype(h.dtype), workspace_bytes), torch.float32
-    numbers = h.new_empty(4, n, dtype=dtype)  # logp, inverse, pull, entropy
+    sizes, operands = budget(D, V, stored_dtype(h.dtype), workspace_bytes), operands_of(h.dtype)
+    numbers = h.new_empty(4, n, dtype=torch.float32)  # logp, inverse, pull, entropy
     is_argmax = h.new_empty(n, dtype=torch.bool) if stats else None
-    wide_bias = None if bias is None else bias.to(dtype).contiguous()
-    z = products.new_logits(h, V, sizes, dtype)
-    for rows, h_block, k in products.row_blocks(h, sizes, dtype):
+    wide_bias = None if bias is None else bias.float().contiguous()
+    z = products.new_logits(h, V, sizes, operands)
+    for rows, h_block, k in products.row_blocks(h, sizes, operands):
         for _ in products.logits(h_block, w, z[: h_block.shape[0]], sizes):
             pass
         csrc.ops().score_rows(
@@ -38,7 +39,7 @@ def _score(
             numbers[:, rows], None if is_argmax is None else is_argmax[rows],
         )  # fmt: skip
     logp, inverse, pull, entropy = (row.clone() for row in numbers)
-    nothing = h.new_empty(0, dtype=dtype), h.new_empty(0, dtype=torch.bool)
+    nothing = h.new_empty(0, dtype=torch.float32), h.new_empty(0, dtype=torch.bool)
     return inverse, pull, Stats(logp, *(nothing if is_argmax is None else (entropy, is_argmax)))
 
 
@@ -85,7 +86,8 @@ def backprop(
     if rows is not None:
         crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
     dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
-    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes)
+    operands = operands_of(h.dtype)
+    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes, operands)
     if need_h:
         csrc.ops().finish_rows(dh, crowd, label, _in_one_piece(w), y.contiguous())
     if dw is not None:

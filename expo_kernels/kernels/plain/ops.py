@@ -106,7 +106,7 @@ def backprop(
     if rows is not None:
         crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
     dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
-    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes)
+    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes, dtype)
     if need_h:
         dh.mul_(crowd[:, None])
     for i in range(0, h.shape[0], sizes.label_rows):

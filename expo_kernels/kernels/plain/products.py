@@ -1,7 +1,7 @@
 """The products, where nearly all of the time goes: h and w -> logits, and exponentials -> dh and dw (docs/math.md).
 
 Operands are in the accumulator's dtype, so bf16 and fp16 inputs are multiplied exactly and summed in fp32. The native
-backend multiplies by these as well.
+backend multiplies by these as well, and bf16 operands if it is asked to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from expo_kernels.kernels.plain.budget import Budget, padded
 
 class RowBlock(NamedTuple):
     rows: slice
-    h: Tensor  # [full, D padded] in the accumulator's dtype: whole products, the last one's padding zero
+    h: Tensor  # [full, D padded] in the operands' dtype: whole products, the last one's padding zero
     real: int  # so many of them are not padding
 
 
@@ -74,19 +74,27 @@ def one_product_has_their_bits(
 
 def crowd(
     stored: Tensor, factor: Tensor, h: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None,
-    dh: Tensor | None, sizes: Budget,
+    dh: Tensor | None, sizes: Budget, operands: torch.dtype,
 ) -> None:  # fmt: skip
     """With e = stored [n, V] (its `rows` where given): dh [n, D] += e w, without the factor [n] of each row;
-    dw += e^T (factor h), db += e^T factor. All in place, in the accumulator's dtype."""
+    dw += e^T (factor h), db += e^T factor. All in place, in the factor's dtype, which is the accumulator's; operands
+    of another dtype round each tile's product to it before it is added."""
     dtype = factor.dtype
-    scaled_h = h.to(dtype) * factor[:, None] if dw is not None else factor
+    scaled_h = (h.to(dtype) * factor[:, None]).to(operands) if dw is not None else factor
     for v in range(0, w.shape[0], sizes.chunk_tile):
         columns = slice(v, v + sizes.chunk_tile)
         e = stored[:, columns]
-        e = (e if rows is None else e[rows]).to(dtype)
+        e = (e if rows is None else e[rows]).to(operands)
         if dh is not None:
-            dh.addmm_(e, w[columns].to(dtype))
+            _add_product(dh, e, w[columns].to(operands))
         if dw is not None:
-            dw[columns].addmm_(e.T, scaled_h)
+            _add_product(dw[columns], e.T, scaled_h)
         if db is not None:
-            db[columns].addmv_(e.T, factor)
+            db[columns].addmv_(e.to(dtype).T, factor)
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if out.dtype == a.dtype:
+        out.addmm_(a, b)
+    else:
+        out.add_(a @ b)
