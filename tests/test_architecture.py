@@ -62,7 +62,7 @@ def test_every_layer_is_ruled():
     assert {layer(path) for path in MODULES} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "toy", "train"])
+@pytest.mark.parametrize("folder", ["benchmarks", "evaluation", "toy", "train"])
 def test_the_folders_beside_us_use_public_names(folder):
     for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path):
@@ -71,7 +71,9 @@ def test_the_folders_beside_us_use_public_names(folder):
 
 
 BESIDE = [
-    path for name in ("train", "toy", "experiments", "benchmarks") for path in sorted((ROOT / name).rglob("*.py"))
+    path
+    for name in ("train", "toy", "experiments", "benchmarks", "evaluation")
+    for path in sorted((ROOT / name).rglob("*.py"))
 ]
 
 

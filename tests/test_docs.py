@@ -131,12 +131,6 @@ def test_the_objective_of_the_architecture_page():
     assert torch.allclose(out.loss, exact)
 
 
-def test_the_figures_of_the_readme_are_in_the_numerics_page():
-    numerics = (ROOT / "docs" / "numerics.md").read_text()
-    rows = [line for line in README.splitlines() if re.match(r"^\| (bf16|fp32), ", line)]
-    assert rows and all(line in numerics for line in rows)
-
-
 def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", page.read_text()):

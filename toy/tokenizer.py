@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<eos>", "<user>", "<assistant>", "<unk>")
@@ -18,6 +18,7 @@ def tokenizer(letters: str = "abcdefghijklmnopqrstuvwxyz .,") -> PreTrainedToken
     known = {token: i for i, token in enumerate((*SPECIAL, *"0123456789", *letters))}
     inner = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.decoder = decoders.Fuse()  # or what is decoded would have a space after every character
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", chat_template=TEMPLATE,
         additional_special_tokens=["<user>", "<assistant>"],
