@@ -27,7 +27,7 @@ setup: $(READY)
 
 $(READY): constraints.txt pyproject.toml setup.py $(shell find csrc -type f)
 	test -x $(PY) || python3 -m venv $(VENV)
-	$(PIP) setuptools wheel
+	$(PIP) setuptools wheel ninja torch  # before the package: its C++ kernels are built against torch
 	$(PIP) --no-build-isolation -e ".[dev]"
 	touch $@
 
