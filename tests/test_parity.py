@@ -100,13 +100,13 @@ CASES = [
 
 
 def everything():
-    """Every case on every backend; of the Triton backend's second route, which differs in the head alone, one case in
-    three (make test-all has the others)."""
+    """Every case on every backend; of the Triton backend's second route, which differs in the head alone, and of the
+    native one's bf16 products one case in three (make test-all has the others)."""
     for i, case in enumerate(CASES):
         for backend in BACKENDS:
             for dtype in filter(partial(applies, backend), DTYPES):
                 name = f"{type(case[1]).__name__}-{case[0]}-{backend}-{str(dtype).removeprefix('torch.')}"
-                marks = [pytest.mark.slow] if backend == "triton-fused" and i % 3 else []
+                marks = [pytest.mark.slow] if backend in ("triton-fused", "native-bf16") and i % 3 else []
                 yield pytest.param(backend, dtype, case, id=name, marks=marks)
 
 
