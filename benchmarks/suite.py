@@ -76,23 +76,24 @@ def parts(folder: Path, *, quick: bool) -> Iterator[Part]:
 
 
 def _whole(folder: Path, speed: Speed) -> Iterator[Part]:
-    yield _head(folder, speed, "fp32", "step", 3.0, MANY)
-    yield _head(folder, speed, "bf16", "step", 2.0, (*FEW, "trl"))
+    yield _head(folder, speed, "fp32", "step", 1.5, MANY)
+    fast = speed.tokens("bf16", "step", 2.0) > LEAST
+    yield _head(folder, speed, "bf16", "step", 2.0, (*FEW, "trl") if fast else ("naive", *OURS))
     scaling = ("--dtype", "fp32", "--rounds", 3, "--providers")
     yield _part(folder, "scaling in N, T", "bench_scaling", 120.0, "--axes", "tokens", "length", *scaling, *FEW)
     # fewer tokens: naive code keeps several times N V numbers
-    fewer = ("--axes", "vocabulary", "--fixed-tokens", 512)
+    fewer = ("--axes", "vocabulary", "--fixed-tokens", 256)
     yield _part(folder, "scaling in V", "bench_scaling", 150.0, *fewer, *scaling, "naive", *OURS)
     memory = ("--dtype", "fp32", "--providers", "naive", *OURS)
     yield _part(folder, "memory", "bench_memory", 150.0, *memory)
     yield _part(folder, "memory, forward", "bench_memory", 120.0, "--mode", "forward", "--axes", "tokens", *memory)
-    yield _part(folder, "whole steps", "bench_step", 200.0, "--vocabulary", V, "--rounds", 3)
-    yield _head(folder, speed, "fp32", "step", 1.0, MASKED, "--masked", 0.5, name="half masked")
-    for dtype, mode in (("fp32", "forward"), ("fp32", "frozen"), ("bf16", "forward")):
-        yield _head(folder, speed, dtype, mode, 1.0, FEW)
+    yield _part(folder, "whole steps", "bench_step", 200.0, "--vocabulary", V, "--rounds", 2)
+    yield _head(folder, speed, "fp32", "step", 0.5, MASKED, "--masked", 0.5, name="half masked")
+    for dtype, mode in (("fp32", "forward"), ("fp32", "frozen"), *([("bf16", "forward")] if fast else [])):
+        yield _head(folder, speed, dtype, mode, 0.7, FEW)
     yield _part(folder, "error", "accuracy", 90.0)
-    yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 3)
-    yield _head(folder, speed, "fp32", "step", 1.0, FEW, shape=LARGER, name="larger")
+    yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 2)
+    yield _head(folder, speed, "fp32", "step", 0.7, FEW, shape=LARGER, name="larger")
     yield _head(folder, speed, "fp32", "step", 0.2, ("naive", *OURS, *SLOW, *SAME), name="others, fewer tokens")
 
 

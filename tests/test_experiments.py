@@ -18,6 +18,7 @@ from toy.task import distances, make_task
 EXPO = ("expo_comp", "expo_reg")
 
 
+@pytest.mark.slow
 def test_interpolation():
     """At a small lambda EXPO's losses are within 0.02, in every probability and for every seed, of the Bradley-Terry
     fit of their data under their own proper score; the others put more than 0.95 on the mode in the median."""
@@ -112,6 +113,7 @@ def test_the_command_writes_figures_and_tables(tmp_path, monkeypatch, capsys):
         synthetic.main(["figure6"])
 
 
+@pytest.mark.slow
 def test_the_transformer_interpolates_too():
     """Shortened: the compositional loss moves towards pi* at a small lambda and stays at pi_ref at a large one."""
     settings = Settings(steps=150, pairs=48, anchors=48)

@@ -7,6 +7,7 @@ responses: of KL(pi_ref || pi) where the responses are samples of the reference.
 
 from __future__ import annotations
 
+import sys
 import time
 
 import torch
@@ -119,7 +120,7 @@ class Meter:
         out["num_tokens"] = float(self.tokens)
         out["tokens_per_second"] = tokens_now / max(time.perf_counter() - self.since, 1e-9)
         self._reset()
-        return out
+        return {sys.intern(name): value for name, value in out.items()}  # every line of a run's log keeps them
 
 
 def _quantiles(margins: Tensor) -> dict[str, float]:

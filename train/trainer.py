@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -216,7 +217,7 @@ class PreferenceTrainer(Trainer):
             dist.all_reduce(total)
         found = {"loss": float(total), **meter.read()}
         self.meter.since += time.perf_counter() - begun  # the next tokens a second are of training
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        metrics = {sys.intern(f"{metric_key_prefix}_{name}"): value for name, value in found.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(corpus))  # type: ignore[arg-type]
 
     # checkpoints
