@@ -3,8 +3,8 @@
     python -m evaluation.alpaca outputs responses.jsonl --generator NAME --out outputs.json
     python -m evaluation.alpaca annotations --a A.jsonl --b B.jsonl --verdicts V.jsonl --out annotations.json
 
-Read against alpaca_eval's source (commit cd543a1, 2025-08-09); of it metrics/winrate.py and metrics/helpers.py were
-run, on exported annotations, and gave our win rate, wins, losses and draws. The package as a whole was not run.
+Read against alpaca_eval's source (commit cd543a1, 2025-08-09). Its package, 0.6.6, was run on exported annotations:
+metrics.get_winrate gives our win rate, wins, losses and draws (docs/evaluation.md). Its judges were not run.
 
 - outputs: `alpaca_eval --model_outputs M.json --reference_outputs R.json` joins both files on `instruction`,
   so an instruction that comes twice is paired crosswise, with a warning; hence one sample of each prompt. It takes the
@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import responses, verdicts
-from evaluation.pairing import Pair, match
+from evaluation import files, responses
+from evaluation.judging import verdicts
+from evaluation.judging.pairing import Matched, Pair, calls, match
+from evaluation.judging.verdicts import Outcome, Verdict, read_about
 from evaluation.responses import Response
-from evaluation.verdicts import Outcome
 
 
 def model_outputs(
@@ -80,12 +80,11 @@ def annotated(
     return rows
 
 
-def write(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """The file's name has to end in .json: alpaca_eval goes by it."""
-    target = Path(path)
-    if target.suffix != ".json":
-        raise ValueError(f"{target}: want a name that ends in .json, got {target.suffix!r}")
-    target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if path.suffix != ".json":
+        raise ValueError(f"{path}: want a name that ends in .json, got {path.suffix!r}")
+    files.write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
 def instruction(response: Response) -> str:
@@ -103,6 +102,8 @@ def instruction(response: Response) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     try:
+        given = [args.responses] if args.what == "outputs" else [args.a, args.b, args.verdicts]
+        files.check_outputs([args.out], given)
         rows = _outputs(args) if args.what == "outputs" else _annotations(args)
         write(args.out, rows)
     except (ValueError, OSError) as error:
@@ -122,11 +123,27 @@ def _annotations(args: argparse.Namespace) -> Sequence[Mapping[str, Any]]:
     judged = verdicts.read(args.verdicts)
     if not judged:
         raise ValueError(f"{args.verdicts}: want verdicts, got an empty file")
-    pairs = match(responses.read(args.a), responses.read(args.b)).pairs
+    matched = match(responses.read(args.a), responses.read(args.b))
+    pairs = matched.pairs
+    _check_judged(args.verdicts, judged, matched)
     return annotated(
         verdicts.outcomes(judged), pairs, model=args.model or args.a.stem, baseline=args.baseline or args.b.stem,
         annotator=judged[0].judge, dataset=args.dataset,
     )  # fmt: skip
+
+
+def _check_judged(path: Path, judged: Sequence[Verdict], matched: Matched) -> None:
+    """Another response under the same prompt and number would be exported with a verdict that it never had."""
+    about = read_about(path.with_name(verdicts.ABOUT))
+    if about.pairs != matched.digest:
+        raise ValueError(f"{path}: want the files that were judged, got --a and --b with other pairs of responses")
+    there = {verdict.key for verdict in judged}
+    absent = [call.key for call in calls(matched.pairs, about.orders, about.seed or 0) if call.key not in there]
+    if absent:
+        raise ValueError(
+            f"{path}: want all of them judged, got nothing for {len(absent)} judgements, {absent[0]} the first: the "
+            "judging is not finished"
+        )
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.files import append_rows, torn_bytes, write_rows
 from train.data.rows import Row
 from train.data.texts import Content, UnusableRowError
 
@@ -32,6 +32,8 @@ class Response:
     finish: str | None = None
     tokens: int | None = None  # without the one that ends it
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None  # of the prompt's row, with which the template was filled
+    template_args: Mapping[str, Any] = field(default_factory=dict)  # likewise, the row's own
 
     def __post_init__(self) -> None:
         if not self.prompt_id:
@@ -58,21 +60,13 @@ def read(path: Path) -> list[Response]:
 
 
 def read_begun(path: Path) -> tuple[list[Response], int]:
-    """Of a file that may be empty or end in the middle of a line, as a killed process leaves it -> the whole lines'
-    responses, and the bytes of the last line if it is not whole."""
-    content = path.read_bytes()
-    last = content[content.rfind(b"\n") + 1 :]
-    torn = len(last) if last and not _is_whole(last) else 0
+    """Of a file that may be absent, empty or end in the middle of a line, as a killed process leaves it -> the whole
+    lines' responses, and the bytes of the last line if it is not whole."""
+    content = path.read_bytes() if path.exists() else b""
+    torn = torn_bytes(content)
     if torn == len(content) and not content.startswith(_OPENING[:torn]):
         torn = 0  # nothing of ours: an error names its first line
     return _read(path, content[: len(content) - torn]), torn
-
-
-def cut(path: Path, count: int) -> None:
-    """The last bytes."""
-    with path.open("r+b") as file:
-        file.truncate(file.seek(0, os.SEEK_END) - count)
-        os.fsync(file.fileno())
 
 
 def _read(path: Path, content: bytes) -> list[Response]:
@@ -95,44 +89,23 @@ def _read(path: Path, content: bytes) -> list[Response]:
 
 
 def append(path: Path, responses: Sequence[Response]) -> None:
-    """On the disk when this returns, all of them or, where writing fails, none. For one writer at a time."""
-    with path.open("a+b", buffering=0) as file:
-        before = file.seek(0, os.SEEK_END)
-        file.seek(max(0, before - 1))
-        opening = b"\n" if file.read(1) not in (b"", b"\n") else b""  # the last line has no end of its own
-        rows = (dataclasses.asdict(response) for response in responses)
-        try:
-            _write_all(file.fileno(), opening + _encoded(rows))
-            os.fsync(file.fileno())
-        except BaseException:
-            file.truncate(before)
-            raise
+    append_rows(path, map(_row, responses))
 
 
 def write(path: Path, responses: Iterable[Response]) -> None:
-    write_rows(path, (dataclasses.asdict(response) for response in responses))
+    write_rows(path, map(_row, responses))
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """The whole file at once: what was there before stays until all of this is on the disk."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with hidden.open("wb", buffering=0) as file:
-            _write_all(file.fileno(), _encoded(rows))
-            os.fsync(file.fileno())
-        os.replace(hidden, path)
-    finally:
-        hidden.unlink(missing_ok=True)
+def _row(response: Response) -> dict[str, Any]:
+    """A line: tools and the template's arguments as the trainer's data has them, where there are any."""
+    row = {name: value for name, value in vars(response).items() if name not in ("tools", "template_args")}
+    return row | context_columns(response.tools, response.template_args)
 
 
-def _encoded(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def _write_all(handle: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(handle, left) :]
+def context_columns(tools: Sequence[Any] | None, template_args: Mapping[str, Any]) -> dict[str, Any]:
+    """As text: columns of JSON lines have one type each where Arrow reads them, tools need not."""
+    found = {"tools": tools, "chat_template_kwargs": dict(template_args)}
+    return {name: json.dumps(value) for name, value in found.items() if value}
 
 
 def _lines(path: Path, content: bytes) -> list[str]:
@@ -141,13 +114,6 @@ def _lines(path: Path, content: bytes) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: want UTF-8, got {error}") from None
     return lines[:-1] if not lines[-1] else lines
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 def _parsed(where: str, line: str) -> tuple[Response, bool]:
@@ -171,6 +137,7 @@ def _parsed(where: str, line: str) -> tuple[Response, bool]:
         prompt=prompt, response=text_of(where, response), prompt_id=_typed(row, "prompt_id", str) or "",
         sample=sample or 0, model=_typed(row, "model", str) or "", seed=_typed(row, "seed", int), finish=finish,
         tokens=_typed(row, "tokens", int), sampling=_typed(row, "sampling", dict) or {},
+        tools=row.structure("tools", list) or None, template_args=row.structure("chat_template_kwargs", dict),
     )  # fmt: skip
     if made.sample < 0 or (made.tokens or 0) < 0:
         raise ValueError(f"{where}: want sample and tokens >= 0, got {made.sample} and {made.tokens}")

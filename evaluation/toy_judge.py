@@ -1,8 +1,8 @@
 """python -m evaluation.toy_judge --truth runs/demo/truth.safetensors --port 0: a judge that knows the exact reward.
 
 It answers POST /v1/chat/completions on the loopback interface, in OpenAI's protocol, for the language of toy/: it reads
-prompt and responses from between the fences of evaluation/templates.py, prefers the larger reward, and says so on the
-last line. Noise and a bias towards the first place are planted on request, so that statistics can be seen to find them.
+prompt and responses from between the fences of judging/templates.py, prefers the larger reward, and says so on the last
+line. Noise and a bias towards the first place are planted on request, so that statistics can be seen to find them.
 --exact A B prints the win rate of model A over model B that judging without end would come to, and serves nothing.
 """
 
@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.templates import Choice
+from evaluation.judging.templates import Preferred
 from toy.files import load_policy, read_truth
 from toy.language import Language
 
 TRUTH = Path("runs/demo/truth.safetensors")  # what make demo leaves
 _MARK = re.compile(r"<<<PROMPT ([0-9a-f]{16})>>>")
-_WORDS: dict[Choice, str] = {"first": "A", "second": "B", "tie": "TIE"}
+_WORDS: dict[Preferred, str] = {"first": "A", "second": "B", "tie": "TIE"}
 
 
 class Question(NamedTuple):
@@ -74,7 +74,7 @@ class ToyJudge:
             raise ValueError(f"toy judge: want a prompt of {', '.join(self.language.prompts)}, got {prompt!r}")
         return self._rewards.get((prompt, "".join(response.split())), -math.inf)
 
-    def prefer(self, question: Question) -> Choice:
+    def prefer(self, question: Question) -> Preferred:
         """The truth, where neither noise nor bias came before it."""
         chance = Random(f"{self.seed} {question!r}")
         if chance.random() < self.noise:
@@ -101,10 +101,10 @@ class ToyJudge:
 
 
 def read_question(message: str) -> Question:
-    """What stands between the fences of a filled evaluation.templates.Template."""
+    """What stands between the fences of a filled evaluation.judging.templates.Template."""
     found = _MARK.search(message)
     if found is None:
-        raise ValueError("toy judge: want a message with a fenced prompt (evaluation/templates.py), got none")
+        raise ValueError("toy judge: want a message with a fenced prompt (evaluation/judging/templates.py), got none")
     return Question(*(_between(message, label, found[1]) for label in ("PROMPT", "RESPONSE A", "RESPONSE B")))
 
 
@@ -210,7 +210,7 @@ def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m evaluation.toy_judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -221,7 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--position-bias", type=float, default=0.0, help="share of the other verdicts that go to the first response")
     add("--seed", type=int, default=0, help="of both")
     add("--exact", type=Path, nargs=2, metavar=("A", "B"), help="folders of two models")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
     try:
         judge = ToyJudge.of_file(args.truth, noise=args.noise, position_bias=args.position_bias, seed=args.seed)
         if args.exact is not None:

@@ -17,17 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation import responses, verdicts
-from evaluation.cache import Cache
-from evaluation.estimate import Estimate, Prices, usual_answer
-from evaluation.judge import LIMIT_NAMES, JudgeSettings, api_key
-from evaluation.judging import VERDICTS, About, NoAnswersError, Tally, Work, judge_all, opened, unanswered
-from evaluation.pairing import ORDERS, Call, Matched, calls, match
-from evaluation.templates import TEMPLATES, Template, load
+from evaluation import files, responses
+from evaluation.inputs import InputError, checking
+from evaluation.judging import verdicts
+from evaluation.judging.cache import Cache
+from evaluation.judging.estimate import Estimate, Prices, usual_answer
+from evaluation.judging.judge import LIMIT_NAMES, JudgeSettings, api_key
+from evaluation.judging.pairing import ORDERS, Call, Matched, calls, match
+from evaluation.judging.run import NoAnswersError, Tally, Work, judge_all, opened, unanswered
+from evaluation.judging.templates import TEMPLATES, Template, load
+from evaluation.judging.verdicts import ABOUT, REPORT, VERDICTS, About
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Contest:
     """One file against the baseline."""
 
     label: str
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         return run(args)
-    except (ValueError, OSError, sqlite3.Error) as error:
+    except (InputError, OSError, sqlite3.Error) as error:
         print(f"evaluation.winrate: {error}", file=sys.stderr)
         return 2
     except NoAnswersError as error:
@@ -53,98 +56,104 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings, prices, template = _settings(args), _prices(args), load(args.template)
-    key = api_key(args.api_key_env, settings)
-    *names, baseline = labels([*args.a, args.b])
-    b = responses.read(args.b)
-    matched = [match(responses.read(path), b) for path in args.a]
-    with Cache(args.cache) as cache:
-        plans = [
-            _plan(name, found, args, settings, template, cache) for name, found in zip(names, matched, strict=True)
+    with checking():
+        settings, prices, template = _settings(args), _prices(args), load(args.template)
+        key = api_key(args.api_key_env, settings)
+        *names, baseline = _labels([*args.a, args.b])
+        _check_files(args, names)
+        b = responses.read(args.b)
+        matched = [match(responses.read(path), b) for path in args.a]
+        opening = Cache(args.cache)
+    with opening as cache:
+        contests = [
+            _contest(name, found, args, settings, template, cache) for name, found in zip(names, matched, strict=True)
         ]
-        for plan in plans:
-            _announce(plan, args.seconds_per_answer, prices)
+        for contest in contests:
+            _announce(contest, args.seconds_per_answer, prices)
         if args.dry_run:
             return 0
-        failed = [_judge(plan, key, prices) for plan in plans]
-    _report(args.out, plans, baseline, args.seed)
+        failed = [_judge(contest, key, prices) for contest in contests]
+    _report(args.out, contests, baseline, args.seed)
     if any(failed):
         print(f"{sum(failed)} judgements have no answer; the same command asks for them again", file=sys.stderr)
     return 1 if any(failed) else 0
 
 
-def labels(paths: Sequence[Path]) -> list[str]:
-    """File names without endings, with their folder's where two files have one name."""
-    makers: list[Callable[[Path], str]] = [
-        lambda path: path.stem, lambda path: f"{path.resolve().parent.name}-{path.stem}"
-    ]  # fmt: skip
-    for make in makers:
-        made = [make(path) for path in paths]
-        if len(set(made)) == len(made):
-            return made
-    raise ValueError(
-        f"--a and --b: want files that their names or folders tell apart, got {[str(path) for path in paths]}"
-    )
+def _labels(paths: Sequence[Path]) -> list[str]:
+    made = files.names_of(paths)
+    if made is None:
+        told = [str(path) for path in paths]
+        raise ValueError(f"--a and --b: want files that their names or folders tell apart, got {told}")
+    return made
 
 
-def _plan(
+def _check_files(args: argparse.Namespace, names: Sequence[str]) -> None:
+    outputs = [args.cache, *(args.out / name for name in REPORT)]
+    outputs += [args.out / label / name for label in names for name in (VERDICTS, ABOUT)]
+    own = [] if args.template in TEMPLATES else [Path(args.template)]
+    files.check_outputs(outputs, [*args.a, args.b, *own])
+
+
+def _contest(
     label: str, matched: Matched, args: argparse.Namespace, settings: JudgeSettings, template: Template, cache: Cache
-) -> Plan:
+) -> Contest:
     about = About(
         judge=settings.model, url=settings.url, sampling=settings.sampling, template=template.identity,
         orders=args.orders, seed=args.seed if args.orders == "random" else None, pairs=matched.digest,
     )  # fmt: skip
     work = Work(folder=args.out / label, settings=settings, template=template, cache=cache, stop_after=args.stop_after)
-    return Plan(
+    return Contest(
         label=label, matched=matched, calls=calls(matched.pairs, args.orders, args.seed), about=about, work=work
     )
 
 
-def _announce(plan: Plan, seconds: float, prices: Prices | None) -> None:
+def _announce(contest: Contest, seconds: float, prices: Prices | None) -> None:
     """Before anything is asked."""
-    with opened(plan.work.folder, plan.about) as judged:
-        left = unanswered(plan.calls, judged)
-        new = [call for call in left if plan.work.cache.get(plan.work.key(call)) is None]
+    work = contest.work
+    with opened(work.folder, contest.about) as judged:
+        left = unanswered(contest.calls, judged).all
+        new = [call for call in left if work.cache.get(work.key(call)) is None]
         estimate = Estimate(
-            wanted=len(plan.calls), judged=len(plan.calls) - len(left), cached=len(left) - len(new),
-            characters=sum(len(call.message(plan.work.template)) for call in new), answer_tokens=usual_answer(judged),
-            max_tokens=plan.work.settings.max_tokens, seconds=seconds, concurrency=plan.work.settings.concurrency,
-            prices=prices,
+            wanted=len(contest.calls), judged=len(contest.calls) - len(left), cached=len(left) - len(new),
+            characters=sum(len(call.message(work.template)) for call in new), answer_tokens=usual_answer(judged),
+            max_tokens=work.settings.max_tokens, seconds=seconds, concurrency=work.settings.concurrency, prices=prices,
         )  # fmt: skip
-    print(f"{plan.label}: {len(plan.matched.pairs)} pairs")
-    for cause, count in plan.matched.unmatched.items():
+    print(f"{contest.label}: {len(contest.matched.pairs)} pairs")
+    for cause, count in contest.matched.unmatched.items():
         print(f"  not compared: {count} responses {cause}")
     print(*(f"  {line}" for line in estimate.lines()), sep="\n", flush=True)
 
 
-def _judge(plan: Plan, key: str | None, prices: Prices | None) -> int:
+def _judge(contest: Contest, key: str | None, prices: Prices | None) -> int:
     """-> judgements that failed."""
     begun = time.monotonic()
-    with opened(plan.work.folder, plan.about) as judged:
-        left = unanswered(plan.calls, judged)
-        tally = judge_all(plan.work, left, key) if left else Tally()
+    with opened(contest.work.folder, contest.about) as judged:
+        left = unanswered(contest.calls, judged)
+        tally = judge_all(contest.work, left, key) if left.all else Tally()
     cost = "" if prices is None else f", cost {prices.of(tally.prompt_tokens, tally.answer_tokens):.2f}"
     print(
-        f"{plan.label}: asked {tally.asked} in {time.monotonic() - begun:.1f} s, {tally.cached} from the cache, "
-        f"{tally.unparsable} without a verdict, {tally.failed} failed; {tally.prompt_tokens:,} tokens of prompts, "
-        f"{tally.answer_tokens:,} of answers{cost}",
+        f"{contest.label}: asked {tally.asked} in {time.monotonic() - begun:.1f} s, {tally.cached} from the cache, "
+        f"{tally.unparsable} without a verdict ({tally.cut} of them cut), {tally.failed} failed; "
+        f"{tally.prompt_tokens:,} tokens of prompts, {tally.answer_tokens:,} of answers{cost}",
         flush=True,
     )
+    if tally.stopped:
+        print(f"{contest.label}: not all that failed before were asked again: {tally.stopped}", file=sys.stderr)
     return tally.failed
 
 
-def _report(out: Path, plans: Sequence[Plan], baseline: str, seed: int) -> None:
+def _report(out: Path, contests: Sequence[Contest], baseline: str, seed: int) -> None:
     # they load scikit-learn and matplotlib, seconds that a dry run and a resume need not wait
-    from evaluation import report
-    from evaluation.statistics import summarise
+    from evaluation.reporting import report
+    from evaluation.reporting.statistics import summarise
 
     comparisons = []
-    for plan in plans:
-        outcomes = verdicts.outcomes(verdicts.read(plan.work.folder / VERDICTS))
-        lengths = plan.matched.lengths
+    for contest in contests:
+        outcomes = verdicts.outcomes(verdicts.read(contest.work.folder / VERDICTS))
+        lengths = contest.matched.lengths
         comparisons.append(
             report.Comparison(
-                model=plan.label, baseline=baseline, judge=plan.about.judge, template=plan.about.template,
+                model=contest.label, baseline=baseline, judge=contest.about.judge, template=contest.about.template,
                 summary=summarise(outcomes, lengths, seed=seed), outcomes=outcomes, lengths=lengths,
             )
         )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eval_server import Reply
 
-from evaluation import verdicts
+from evaluation.judging import verdicts
 
 ROOT = Path(__file__).parent.parent
 SHOWN = re.compile(r"<<<RESPONSE (A|B) \w+>>>\n(.*?)\n<<<END OF RESPONSE", re.DOTALL)

@@ -22,6 +22,7 @@ PHRASES = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 429: "Too Many Re
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     text: str | None = "They are close.\nVerdict: A"
+    finish: str | None = "stop"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None  # in place of the protocol's JSON
@@ -123,7 +124,7 @@ class _Connection(asyncio.Protocol):
         body = _completion(reply, asked) if reply.body is None else reply.body
         headers = {"content-type": "application/json", "content-length": str(len(body)), **reply.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        data = f"HTTP/1.1 {reply.status} {PHRASES[reply.status]}\r\n{head}\r\n".encode()
+        data = f"HTTP/1.1 {reply.status} {PHRASES.get(reply.status, 'Else')}\r\n{head}\r\n".encode()
         if reply.drip:
             self._transport.write(data)
             return self._drip()
@@ -143,7 +144,7 @@ def _completion(reply: Reply, asked: Asked) -> bytes:
     message = {"role": "assistant", "content": reply.text}
     content = {
         "id": "test", "object": "chat.completion", "created": 0, "model": asked.body["model"],
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": reply.finish}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
     }  # fmt: skip
     return json.dumps(content).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -11,9 +12,11 @@ from random import Random
 import pytest
 import torch
 
-from evaluation import diversity
-from evaluation.diversity_entropy import Continuation, Scorer, predictive_entropy, token_batches
-from evaluation.diversity_measures import distinct, draw, self_bleu
+from evaluation import diversity, generate
+from evaluation.generating.prompts import template_digest
+from evaluation.measuring.entropy import Continuation, Scorer, predictive_entropy, token_batches
+from evaluation.measuring.measures import distinct, draw, self_bleu
+from evaluation.measuring.table import MEASURES, figure_of
 from evaluation.responses import Response
 from expo_kernels.head import attach
 from toy.language import Language
@@ -212,7 +215,7 @@ def test_the_command_measures_a_file(tmp_path, folder, capsys):
     assert [cell.split()[0] for cell in row[8:10]] == [f"{2 / 6:.3f}", f"{(3 / 3 + 2 / 3) / 2:.3f}"]
     assert row[10] == "-", "no response has three words"
     assert "distinct-n: 6 words a prompt, the same for every file, drawn 8 times (seed 0)." in printed
-    lines = [json.loads(line) for line in (tmp_path / "out" / "diversity.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "diversity_per_prompt.jsonl").read_text().splitlines()]
     assert [line["prompt_id"] for line in lines] == ["0", "1"] and lines[0]["distinct"] == [2 / 6, 1.0, None]
     assert (tmp_path / "out" / "diversity.png").read_bytes().startswith(b"\x89PNG")
     assert printed.splitlines()[2] in (tmp_path / "out" / "diversity.md").read_text()
@@ -229,7 +232,7 @@ def test_files_are_compared_over_the_same_prompts_tokens_and_responses(tmp_path,
     assert [row[7].endswith("(1 prompts)") for row in cells(printed)] == [True, True], "prompt 1 has no siblings in few"
     assert "- 2 prompts, those with a response in every file." in printed
     assert "few: left out 1 prompts without a response in another file, 1 blank responses." in printed
-    assert "each of 2 responses against the others; left out 1 prompts that have one response in some file" in printed
+    assert "each of 2 responses against the others; left out 1 prompts that have fewer in some file" in printed
     assert "distinct-n: 1 words a prompt" in printed
     assert "differ in temperature" in printed and "not measured, want --model" in printed
 
@@ -242,7 +245,97 @@ def test_a_budget_leaves_out_the_prompts_that_have_less_in_any_file(tmp_path, ca
     assert "(seed 0); left out 1 prompts that have fewer in some file" in printed
     assert [row[8].endswith("(1 prompts)") for row in cells(printed)] == [True, True]
     assert run(few, many, "--budget", 5) == 2
-    assert "--budget: want 1 to 4 words, the most of any prompt, got 5" in capsys.readouterr().err
+    assert "--budget: want 1 to 4 tokens, the most of any prompt, got 5" in capsys.readouterr().err
+
+
+def test_one_short_prompt_decides_neither_budget_nor_siblings(tmp_path, capsys):
+    """Of 40 prompts two are left out at most; of 19 none, whatever they have."""
+    for count, budget, siblings, short in ((40, 12, 3, 2), (19, 2, 2, 0)):
+        said = {str(i): ["a b c d"] * 3 for i in range(count)} | {"0": ["a", "b"], "1": ["a b c", "b"]}
+        assert run(write(tmp_path / "said.jsonl", said)) == 0
+        printed = capsys.readouterr().out
+        left = f"; left out {short} prompts that have fewer in some file." if short else "."
+        assert f"distinct-n: {budget} words a prompt, the same for every file, drawn 8 times (seed 0){left}" in printed
+        assert f"each of {siblings} responses against the others{left}" in printed
+    assert run(tmp_path / "said.jsonl", "--siblings", 3) == 0
+    assert "each of 3 responses against the others; left out 2 prompts" in capsys.readouterr().out
+    assert run(tmp_path / "said.jsonl", "--siblings", 4) == 2
+    assert "--siblings: want 2 to 3, the most of any prompt, got 4" in capsys.readouterr().err
+
+
+def test_inputs_in_the_folder_of_the_table_stay(tmp_path, capsys):
+    path = write(tmp_path / "diversity.jsonl", SAID)
+    before = path.read_bytes()
+    assert run(path, "--out", tmp_path) == 0 and path.read_bytes() == before
+    path = write(tmp_path / "diversity_per_prompt.jsonl", SAID)
+    assert run(path, "--out", tmp_path) == 2 and path.read_bytes() == before
+    assert "want an output that is neither an input nor" in capsys.readouterr().err
+
+
+def test_a_file_under_two_models_stands_twice(tmp_path, folder, capsys):
+    other = tmp_path / "other"
+    small_lm(SMALL.tokenizer, seed=2).save_pretrained(other)
+    SMALL.tokenizer.save_pretrained(other)
+    path = write(tmp_path / "said.jsonl", SAID)
+    assert run(path, path, "--model", folder, "--model", other) == 0
+    one, two = cells(capsys.readouterr().out)
+    assert (one[0], two[0]) == ("said 1", "said 2") and one[5] != two[5] and one[7:] == two[7:]
+
+
+def test_another_chat_template_than_was_sampled_with_is_told_of(tmp_path, folder, capsys):
+    words = SMALL.tokenizer
+    path = write(tmp_path / "said.jsonl", SAID, sampling={"template": template_digest(words, {})})
+    told = "said: 6 responses were sampled with another chat template"
+    assert run(path, "--model", folder) == 0
+    assert told not in capsys.readouterr().out
+    for more in (("--chat-template", words.chat_template + " "), ("--chat-template-args", '{"mood": 1}')):
+        assert run(path, "--model", folder, *more) == 0
+        assert told in capsys.readouterr().out
+    write(path, SAID, sampling={"template": template_digest(words, {"mood": 1})})
+    assert run(path, "--model", folder, "--chat-template-args", '{"mood": 1}') == 0
+    assert told not in capsys.readouterr().out
+    assert run(path, "--model", folder, "--chat-template-args", '{"tools": []}') == 2
+    assert "--chat-template-args: want names that the chat template reads, got tools" in capsys.readouterr().err
+
+
+def test_the_context_of_a_response_is_the_one_it_was_sampled_in(folder):
+    template = "{% for tool in tools or [] %}{{ tool.name }}{% endfor %}{{ mood }}" + SMALL.tokenizer.chat_template
+    row = Response(prompt=chat("0"), response="ab", tools=[{"name": "b"}], template_args={"mood": "a"})
+    scorer = Scorer(str(folder), chat_template=template, template_args={"mood": "b"})
+    names = SMALL.tokenizer.convert_ids_to_tokens
+    assert "".join(names(list(scorer.continuation(row).prompt))) == "ba<user>0<assistant>"
+    plain = dataclasses.replace(row, tools=None, template_args={})
+    assert "".join(names(list(scorer.continuation(plain).prompt))) == "b<user>0<assistant>"
+
+
+def test_a_sweep_over_temperatures_is_sampled_measured_and_drawn(tmp_path):
+    """The hotter, the more different, at one budget; the model's entropy is measured at temperature 1 throughout."""
+    model = small_lm(SMALL.tokenizer, seed=1)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    model.save_pretrained(tmp_path / "model")
+    SMALL.tokenizer.save_pretrained(tmp_path / "model")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": chat(p)}) + "\n" for p in ("0", "1", "01", "10", "11")))
+    temperatures = ("0.3", "1", "3")
+    assert generate.main([
+        "--model", str(tmp_path / "model"), "--prompts", str(prompts), "--samples", "8", "--max-tokens", "8",
+        "--temperatures", *temperatures, "--out", str(tmp_path / "t{temperature}.jsonl"),
+    ]) == 0  # fmt: skip
+    paths = [str(tmp_path / f"t{temperature}.jsonl") for temperature in reversed(temperatures)]
+    more = ["--model", str(tmp_path / "model"), "--tokens", "model", "--bleu-tokenize", "char"]
+    table = diversity.compare(diversity._arguments([*paths, *more]))
+    assert [row.temperature for row in table.rows] == [3.0, 1.0, 0.3]
+    hot, warm, cold = (row.estimates for row in table.rows)
+    assert hot["distinct-2"].mean > warm["distinct-2"].mean > cold["distinct-2"].mean
+    assert hot["self-BLEU"].mean < warm["self-BLEU"].mean < cold["self-BLEU"].mean
+    assert any("differ in temperature" in note for note in table.notes)
+    axes = figure_of(table).axes
+    assert [ax.get_title() for ax in axes] == list(MEASURES)
+    for ax in axes:
+        (line,) = [line for line in ax.lines if line.get_linestyle() == "-"]
+        assert list(line.get_xdata()) == [0.3, 1.0, 3.0] and ax.get_xlabel() == "temperature"
+        assert list(line.get_ydata()) == [row[ax.get_title()].mean for row in (cold, warm, hot)]
 
 
 def test_self_bleu_of_single_responses_is_refused_with_a_reason(tmp_path, capsys):

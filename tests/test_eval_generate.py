@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import shutil
 import sys
 import types
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import decoders
 from transformers import AutoModelForCausalLM
 
-from evaluation import generate
-from evaluation.generating import HFEngine, drawn, ended, left_padded, processors
-from evaluation.plan import make_plan
-from evaluation.prompts import Codec, Prompt
+from evaluation import generate, responses
+from evaluation.generating.hf_engine import HFEngine, drawn, ended, left_padded, processors
+from evaluation.generating.plan import make_plan
+from evaluation.generating.prompts import Codec, Prompt
+from evaluation.generating.sampling import PRESETS, Sampling, row_seed, uniforms
+from evaluation.measuring.entropy import Scorer
 from evaluation.responses import read
-from evaluation.sampling import PRESETS, Sampling, row_seed, uniforms
 from toy.model import small_lm
 from toy.tokenizer import tokenizer
 from train.data import Source, TokenOptions, prepare
@@ -244,11 +246,11 @@ def stopped(monkeypatch, after, error=KeyboardInterrupt):
     """The engine works for `after` batches."""
     real, calls = HFEngine.__call__, []
 
-    def stops(self, requests):
+    def stops(self, requests, sampling):
         calls.append(len(requests))
         if len(calls) > after:
             raise error
-        return real(self, requests)
+        return real(self, requests, sampling)
 
     monkeypatch.setattr(HFEngine, "__call__", stops)
     return calls
@@ -310,7 +312,62 @@ def test_an_id_that_has_become_another_prompt(model, prompts, tmp_path, capsys):
     prompts.write_text('{"prompt": "hi", "id": 1}\n')
     ran(model, prompts, tmp_path / "out.jsonl")
     prompts.write_text('{"prompt": "so", "id": 1}\n')
-    assert "prompt 1: want the same prompt, got another" in refused(capsys, model, prompts, tmp_path / "out.jsonl")
+    said = refused(capsys, model, prompts, tmp_path / "out.jsonl")
+    assert "prompt 1: want the same prompt, with the same tools and chat_template_kwargs, got another" in said
+
+
+TEMPLATE = (
+    "{{ mood }}{% for tool in tools or [] %}{{ tool.name }}{% endfor %}{% for m in messages %}<{{ m.role }}>"
+    "{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_tools_and_template_arguments_of_a_row_stay_with_its_responses(model, prompts, tmp_path, capsys):
+    """What is scored later is in the context that it was sampled in."""
+    row = {"prompt": [{"role": "user", "content": "hi"}], "tools": [{"name": "f"}], "chat_template_kwargs": {"mood": 8}}
+    prompts.write_text(json.dumps(row) + "\n")
+    out, more = tmp_path / "out.jsonl", ("--chat-template", TEMPLATE)
+    (found,) = ran(model, prompts, out, *more).values()
+    assert found.tools == [{"name": "f"}] and found.template_args == {"mood": 8}
+    names = words().convert_ids_to_tokens
+    scored = Scorer(str(model), chat_template=TEMPLATE).continuation(found)
+    assert "".join(names(list(scored.prompt))) == "8f<user>hi<assistant>"
+    for changed in ({"tools": [{"name": "g"}]}, {"chat_template_kwargs": {"mood": 7}}, {"tools": []}):
+        prompts.write_text(json.dumps(row | changed) + "\n")
+        assert "want the same prompt, with the same tools" in refused(capsys, model, prompts, out, *more)
+    prompts.write_text(json.dumps(row) + "\n")
+    ran(model, prompts, out, *more)
+
+
+# a sweep over temperatures
+
+
+def test_a_sweep_is_a_run_a_temperature_with_one_loaded_model(model, prompts, tmp_path, monkeypatch):
+    load, loaded = HFEngine.__init__, []
+    monkeypatch.setattr(HFEngine, "__init__", lambda *args: loaded.append(1) or load(*args))
+    more = ("--samples", 2, "--temperatures", 0.5, 2)
+    assert generate.main(command(model, prompts, tmp_path / "t{temperature}" / "out.jsonl", *more)) == 0
+    assert len(loaded) == 1
+    for temperature in ("0.5", "2"):
+        ran(model, prompts, tmp_path / "alone.jsonl", "--samples", 2, "--temperature", temperature)
+        alone = (tmp_path / "alone.jsonl").read_bytes()
+        assert (tmp_path / f"t{temperature}" / "out.jsonl").read_bytes() == alone
+        (tmp_path / "alone.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "said"),
+    [
+        ("out.jsonl", (), "--out: want {temperature} in it and different --temperatures"),
+        ("{temperature}", ("--temperatures", 1, 1.0), "--out: want {temperature} in it and different --temperatures"),
+        ("{temperature}", ("--temperature", 1), "--temperatures: want it without --temperature, --anchors"),
+        ("{temperature}", ("--anchors", "a.jsonl"), "--temperatures: want it without --temperature, --anchors"),
+        ("{temperature}", ("--temperatures", 1, -1), "temperature: want >= 0, got -1"),
+    ],
+)
+def test_a_sweep_that_is_refused(model, prompts, tmp_path, capsys, unloadable, out, more, said):
+    assert said in refused(capsys, model, prompts, tmp_path / out, "--temperatures", 0.5, 1, *more)
 
 
 # other outputs
@@ -376,7 +433,7 @@ def test_the_data_s_own_answers(model, tmp_path, capsys):
         (["--max-tokens", "60"], "row 1: want prompt and max_tokens within the model's 64 positions, got 14 and 60"),
         (["--chat-template", "absent.jinja"], "chat_template: want a file or a template, got 'absent.jinja'"),
         (["--chat-template-args", "[1]"], "--chat-template-args: want a JSON object, got '[1]'"),
-        (["--anchors", "toy"], "want a file to write, got the folder toy"),
+        (["--anchors", "toy"], "toy: want a file to write, got a folder"),
         (["--engine", "vllm"], "engine vllm: want the package vllm"),
         (["--temperature", "0", "--preset", "diversity"], "samples: want 1 at temperature 0"),
     ],
@@ -390,11 +447,38 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
 
 
 def test_an_output_that_is_an_input_or_is_being_written(model, prompts, tmp_path, capsys, unloadable):
-    assert "want different files" in refused(capsys, model, prompts, prompts)
+    for more in ((), ("--anchors", prompts), ("--anchors", tmp_path / "a", "--answers", tmp_path / "a")):
+        out = tmp_path / "out.jsonl" if more else prompts
+        assert "want an output that is neither an input nor" in refused(capsys, model, prompts, out, *more)
+    assert "want an output that is neither an input" in refused(capsys, model, tmp_path, tmp_path / "out.jsonl")
     assert len(prompts.read_text().splitlines()) == 5
-    with (tmp_path / "out.jsonl").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert "which another run is writing" in refused(capsys, model, prompts, tmp_path / "out.jsonl")
+    with FileLock(tmp_path / ".out.jsonl.lock"):
+        said = refused(capsys, model, prompts, tmp_path / "out.jsonl")
+        assert "want a file that no other process is writing, got one that is" in said
+
+
+def test_stopped_or_failing_before_anything_is_generated(model, prompts, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "make_plan", lambda args: stop())
+        assert generate.main(command(model, prompts, tmp_path / "out.jsonl")) == 130
+    assert "evaluation.generate: stopped before anything was generated" in capsys.readouterr().err
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    said = refused(capsys, tmp_path / "model", prompts, tmp_path / "out.jsonl")
+    assert "evaluation.generate: " in said and "model.safetensors" in said and "Traceback" not in said
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_a_disk_that_is_full_is_told_of(model, prompts, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(responses, "append", full)
+    assert generate.main(command(model, prompts, tmp_path / "out.jsonl")) == 1
+    assert "No space left on device; the same command goes on from what" in capsys.readouterr().err
 
 
 def test_an_output_of_something_else_stays_as_it_is(model, prompts, tmp_path, capsys, unloadable):

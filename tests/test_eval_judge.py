@@ -17,10 +17,10 @@ import httpx2
 import pytest
 from eval_server import EvalServer, Reply, always, script
 
-from evaluation import judge as module
-from evaluation.cache import Cache, digest
-from evaluation.judge import Answer, Judge, JudgeSettings, api_key
-from evaluation.templates import TEMPLATES, Template
+from evaluation.judging import judge as module
+from evaluation.judging.cache import Cache, digest
+from evaluation.judging.judge import Answer, Judge, JudgeSettings, api_key
+from evaluation.judging.templates import TEMPLATES, Template
 
 SECRET = "sk-test-0123456789abcdef"
 GOOD = Reply(text="Verdict: B")
@@ -43,7 +43,7 @@ def ask(server: EvalServer, *, key: str | None = None, times: int = 1, **changes
 
 def test_a_request_carries_the_sampling_settings_and_the_key():
     with EvalServer(always(GOOD)) as server:
-        assert ask(server, key=SECRET) == [Answer("Verdict: B", None, 100, 10)]
+        assert ask(server, key=SECRET) == [Answer("Verdict: B", None, 100, 10, "stop")]
         ask(server, temperature=None, max_tokens=7, limit_name="max_completion_tokens")
     first, second = server.asked
     message = [{"role": "user", "content": "question 0"}]
@@ -64,6 +64,13 @@ PASSING = {
     "HTML": Reply(body=b"<html>busy</html>", headers={"content-type": "text/html"}),
     "no choices": Reply(body=b'{"error": {"message": "overloaded"}}'),
     "empty choices": Reply(body=b'{"choices": []}'),
+    "an object as choices": Reply(body=b'{"choices": {}}'),
+    "an object of choices": Reply(body=b'{"choices": {"0": {"message": {"content": "Verdict: A"}}}}'),
+    "a text as choices": Reply(body=b'{"choices": "Verdict: A"}'),
+    "null as a choice": Reply(body=b'{"choices": [null]}'),
+    "a list as message": Reply(body=b'{"choices": [{"message": ["Verdict: A"]}]}'),
+    "nested too deep": Reply(body=b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "nested deep": Reply(body=b'{"choices": [{"message": {"content": ' + b"[" * 400 + b"]" * 400 + b"}}]}"),
     "a list": Reply(body=b"[1]"),
     "null": Reply(body=b"null"),
     "a number as content": Reply(body=b'{"choices": [{"message": {"content": 3}}]}'),
@@ -78,7 +85,7 @@ def patience(reply: Reply) -> float:
 @pytest.mark.parametrize("reply", PASSING.values(), ids=PASSING)
 def test_what_passes_is_tried_again(reply):
     with EvalServer(script(reply, reply, GOOD)) as server:
-        assert ask(server, timeout=patience(reply)) == [Answer("Verdict: B", None, 100, 10)]
+        assert ask(server, timeout=patience(reply)) == [Answer("Verdict: B", None, 100, 10, "stop")]
         assert len(server.asked) == 3
 
 
@@ -131,12 +138,20 @@ def test_a_wait_beyond_the_longest_ends_it():
         assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("status", [400, 401])
+@pytest.mark.parametrize("status", [400, 401, 422])
 def test_a_refusal_is_not_tried_again(status):
     with EvalServer(always(Reply(status=status, text="no such model"))) as server:
         answer = ask(server)[0]
         assert len(server.asked) == 1
     assert answer.error.startswith(f"HTTP {status}: ") and "no such model" in answer.error
+    assert answer.refused == (status != 401)
+
+
+@pytest.mark.parametrize(("finish", "cut"), [("length", True), ("stop", False), (None, False)])
+def test_how_an_answer_ended_is_kept(finish, cut):
+    with EvalServer(always(Reply(finish=finish))) as server:
+        (answer,) = ask(server)
+    assert (answer.finish, answer.cut) == (finish, cut)
 
 
 def test_a_server_that_is_not_there_is_an_answer_too():
@@ -206,7 +221,9 @@ def test_local_servers_want_no_key(url, local):
     "changes",
     [
         {"url": "localhost:8000"}, {"url": "ftp://host/"}, {"url": f"http://me:{SECRET}@host/v1"},
-        {"url": f"http://host/v1?key={SECRET}"}, {"model": ""}, {"limit_name": "limit"}, {"temperature": -0.1},
+        {"url": f"http://host/v1?key={SECRET}"}, {"url": f"http://host/v1#{SECRET}"}, {"url": "http://host:abc/v1"},
+        {"url": f"http://host:{SECRET}/v1"}, {"url": "http://host:65536/v1"}, {"url": "http://host:0/v1"},
+        {"url": "http://[::1/v1"}, {"model": ""}, {"limit_name": "limit"}, {"temperature": -0.1},
         {"temperature": float("nan")}, {"concurrency": 0}, {"attempts": 0}, {"timeout": 0.0}, {"max_tokens": -1},
     ],
     ids=str,
@@ -248,6 +265,18 @@ def test_the_first_answer_stays(tmp_path):
         assert one.get("f") is None
 
 
+def test_a_cache_from_before_answers_had_a_finish_is_read_and_added_to(tmp_path):
+    with sqlite3.connect(tmp_path / "cache") as old:
+        old.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, "
+                    "completion_tokens INTEGER)")  # fmt: skip
+        old.execute("INSERT INTO answers VALUES ('k', 'Verdict: A', 1, 2)")
+    old.close()
+    for _ in range(2):
+        with Cache(tmp_path / "cache") as cache:
+            assert cache.get("k") == Answer("Verdict: A", None, 1, 2)
+            assert cache.put("new", Answer("so", finish="length")).cut
+
+
 def test_a_file_that_is_no_cache_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "cache"
     file.write_text("these are my notes " * 100)
@@ -259,8 +288,8 @@ def test_a_file_that_is_no_cache_is_refused_and_left_alone(tmp_path):
 RACE = """
 import json, sys
 from pathlib import Path
-from evaluation.cache import Cache
-from evaluation.judge import Answer
+from evaluation.judging.cache import Cache
+from evaluation.judging.judge import Answer
 with Cache(Path(sys.argv[1])) as cache:
     print(json.dumps([cache.put(str(i), Answer(sys.argv[2])).text for i in range(400)]))
 """

@@ -7,7 +7,7 @@ import json
 import pytest
 from tokenizers import decoders, processors
 
-from evaluation.prompts import Codec, Prompt, anchor_row, answer_of, read_prompts
+from evaluation.generating.prompts import Codec, Prompt, anchor_row, answer_of, read_prompts
 from evaluation.responses import id_of
 from toy.tokenizer import tokenizer
 from train.data import Source

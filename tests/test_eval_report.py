@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
 
-from evaluation import alpaca, report, responses, verdicts
-from evaluation.pairing import Pair
-from evaluation.report import Comparison
+from evaluation import alpaca, files, responses
+from evaluation.judging import verdicts
+from evaluation.judging.pairing import Matched, Pair, calls, match
+from evaluation.judging.verdicts import About, Order, Verdict, Winner, outcomes
+from evaluation.reporting import report
+from evaluation.reporting.report import Comparison
+from evaluation.reporting.statistics import Lengths, summarise
 from evaluation.responses import Response
-from evaluation.statistics import Lengths, summarise
-from evaluation.verdicts import Choice, Order, Verdict, outcomes
 
-Said = tuple[Choice | None, Choice | None]  # in the order ab, in the order ba
+Said = tuple[Winner | None, Winner | None]  # in the order ab, in the order ba
 
 ORDERS: tuple[Order, Order] = ("ab", "ba")
+NAMES = {"model": "new", "baseline": "base", "judge": "a judge", "template": "helpful"}
 WIN: Said = ("a", "a")
 LOSS: Said = ("b", "b")
 PAIRS: list[Said] = [WIN, LOSS, ("a", "b"), ("tie", "tie"), ("a", None), WIN, LOSS, WIN]
@@ -32,7 +36,7 @@ def comparison(model: str, said: list[Said], lengths: Lengths | None = None, **m
     ]
     made = outcomes(judged)
     summary = summarise(made, lengths, length_draws=20)
-    names = {"model": model, "baseline": "base", "judge": "a judge", "template": "helpful", **more}
+    names = {**NAMES, "model": model, **more}
     return Comparison(**names, summary=summary, outcomes=made, lengths=lengths)
 
 
@@ -58,7 +62,7 @@ def test_the_tables_hold_the_numbers_of_the_summary() -> None:
     assert rate[4].endswith(" %")
     assert judge[1].startswith("85.7 %")  # 6 of 7 pairs agree
     assert judge[-1] == "105 / 100"
-    assert counts == ["8", "7", "1", "15", "2", "8", "1", "0"]
+    assert counts == ["8", "7", "1", "15", "2", "8", "1", "0", "0"]
 
 
 def test_several_models_stand_in_one_table_in_the_order_given() -> None:
@@ -109,7 +113,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_users_style(tmp_path: 
     paths = report.write(tmp_path / "one", compared)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black"}):
         again = report.write(tmp_path / "two", compared)
-    assert [path.name for path in paths] == ["report.md", "report.json", "report.png", "prompts.jsonl"]
+    assert [path.name for path in paths] == ["report.md", "report.json", "report.png", "per_prompt.jsonl"]
     for first, second in zip(paths, again, strict=True):
         assert first.read_bytes() == second.read_bytes()
     image = paths[2].read_bytes()
@@ -130,12 +134,13 @@ def test_a_line_a_prompt_adds_up_to_the_shares(tmp_path: Path) -> None:
     assert [row["model"] for row in rows] == ["new"] * 8 + ["other"]
     assert rows[2] == {
         "model": "new", "prompt_id": "p2", "score": 0.5, "win": 0.0, "tie": 1.0, "loss": 0.0, "consistent": 0.0,
-        "first_place": 1.0, "samples": 1, "scored": 1, "judged": 2, "unparsable": 0, "failed": 0,
+        "first_place": 1.0, "samples": 1, "scored": 1, "judged": 2, "unparsable": 0, "cut": 0, "failed": 0,
         "lengths": [[95, 100]],
     }  # fmt: skip
     assert rows[4] == {
         "model": "new", "prompt_id": "p4", "score": None, "win": None, "tie": None, "loss": None, "consistent": None,
-        "first_place": 1.0, "samples": 1, "scored": 0, "judged": 1, "unparsable": 1, "failed": 0, "lengths": [],
+        "first_place": 1.0, "samples": 1, "scored": 0, "judged": 1, "unparsable": 1, "cut": 0, "failed": 0,
+        "lengths": [],
     }  # fmt: skip
     for name, share in (("score", made.summary.win_rate), ("first_place", made.summary.first_place)):
         values = [row[name] for row in rows[:8] if row[name] is not None]
@@ -143,6 +148,17 @@ def test_a_line_a_prompt_adds_up_to_the_shares(tmp_path: Path) -> None:
         assert len(values) == share.n
     (summary, _) = json.loads((tmp_path / "report.json").read_text())
     assert (summary["model"], summary["win_rate"]["n"], summary["unparsable"]) == ("new", 7, 1)
+
+
+def test_answers_that_were_cut_are_told_of() -> None:
+    judged = [
+        Verdict(prompt_id="p", order=order, verdict=None, raw="Verdict: A", finish=finish)
+        for order, finish in zip(ORDERS, ("length", "stop"), strict=True)
+    ]
+    made = outcomes(judged)
+    page = report.page([Comparison(**NAMES, summary=summarise(made), outcomes=made)])
+    assert rows_of(page, "new")[-1][-3:] == ["2", "1", "0"]
+    assert "- new: 1 answers of the judge were cut before a verdict; a larger --max-tokens" in page
 
 
 # alpaca_eval's JSON
@@ -206,7 +222,16 @@ def test_the_command_exports_both_kinds_of_file(tmp_path: Path, capsys: pytest.C
     assert json.loads(Path(out).read_text()) == [
         {"instruction": "Hi.", "output": "Hey.", "generator": "g", "dataset": ""}
     ]
+    matched = match(responses.read(a), responses.read(b))
+    about = About(judge="a judge", url="u", sampling={}, template="t", orders="both", seed=None, pairs=matched.digest)
     both = ["--a", str(a), "--b", str(b), "--verdicts", str(judged), "--dataset", "d"]
+    assert alpaca.main(["annotations", *both, "--out", out]) == 2
+    assert "want about.json beside verdicts.jsonl, got none" in capsys.readouterr().err
+    files.write_rows(tmp_path / "about.json", [asdict(about)])
+    assert alpaca.main(["annotations", *both, "--out", out]) == 2
+    assert f"got nothing for 2 judgements, ('{name}', 0, 'ba') the first" in capsys.readouterr().err
+    random = replace(about, orders="random", seed=next(s for s in range(99) if orders(matched, s) == {"ab"}))
+    files.write_rows(tmp_path / "about.json", [asdict(random)])
     assert alpaca.main(["annotations", *both, "--out", out]) == 0
     rows = json.loads(Path(out).read_text())
     assert [(row["output_2"], row["output_1"], row["preference"]) for row in rows] == [
@@ -215,3 +240,15 @@ def test_the_command_exports_both_kinds_of_file(tmp_path: Path, capsys: pytest.C
     assert {(row["generator_2"], row["generator_1"], row["annotator"]) for row in rows} == {("new", "base", "a judge")}
     assert alpaca.main(["annotations", *both, "--out", str(tmp_path / "out.csv")]) == 2
     assert "ends in .json" in capsys.readouterr().err
+    before = Path(out).read_bytes()
+    responses.write(b, [Response(prompt="Hi.", response="Another one.")])
+    assert alpaca.main(["annotations", *both, "--out", out]) == 2
+    assert "want the files that were judged, got --a and --b with other pairs" in capsys.readouterr().err
+    assert Path(out).read_bytes() == before
+    for what in (["outputs", out, "--generator", "g"], ["annotations", *both[:4], "--verdicts", out]):
+        assert alpaca.main([*what, "--out", out]) == 2
+        assert "want an output that is neither an input" in capsys.readouterr().err
+
+
+def orders(matched: Matched, seed: int) -> set[str]:
+    return {call.order for call in calls(matched.pairs, "random", seed)}

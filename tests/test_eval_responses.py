@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import pytest
 
-from evaluation import responses
-from evaluation.responses import Response, append, cut, id_of, read, read_begun, write, write_rows
+from evaluation import files
+from evaluation.files import check_outputs, cut, names_of, write_rows
+from evaluation.responses import Response, append, id_of, read, read_begun, write
 
 CHAT = [{"role": "user", "content": "hi"}]
 FULL = Response(
@@ -39,6 +41,40 @@ def test_the_contract_of_a_line(tmp_path):
         "prompt": CHAT, "response": "yo", "prompt_id": "p1", "sample": 3, "model": "m", "seed": 7, "finish": "stop",
         "tokens": 2, "sampling": {"top_p": 0.5},
     }  # fmt: skip
+
+
+def test_a_line_has_the_tools_and_template_arguments_of_its_row_where_there_are_any(tmp_path):
+    row = dataclasses.replace(FULL, tools=[{"name": "f"}], template_args={"mood": 1})
+    append(tmp_path / "a.jsonl", [row])
+    line = json.loads((tmp_path / "a.jsonl").read_text())
+    assert (line["tools"], line["chat_template_kwargs"]) == ('[{"name": "f"}]', '{"mood": 1}')
+    assert read(tmp_path / "a.jsonl") == [row]
+    spelt = {**line, "tools": row.tools, "chat_template_kwargs": row.template_args}
+    assert read(write_text(tmp_path, json.dumps(spelt))) == [row]
+    with pytest.raises(ValueError, match="line 1: want tools a list or one as JSON, got 5"):
+        read(write_text(tmp_path, json.dumps({**line, "tools": 5})))
+
+
+def test_an_output_is_no_input(tmp_path):
+    given = write_text(tmp_path, "mine")
+    (tmp_path / "link").symlink_to(given)
+    (tmp_path / "data").mkdir()
+    check_outputs([tmp_path / "a", tmp_path / "b"], [given, tmp_path / "absent"])
+    for outputs, inputs in (
+        ([tmp_path / "link"], [given]), ([tmp_path / "data" / ".." / "made.jsonl"], [given]),
+        ([tmp_path / "data" / "deep" / "out"], [tmp_path / "data"]), ([tmp_path / "a", tmp_path / "a"], []),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="want an output that is neither an input nor another output"):
+            check_outputs(outputs, inputs)
+    with pytest.raises(ValueError, match="want a file to write, got a folder"):
+        check_outputs([tmp_path / "data"], [])
+
+
+def test_names_tell_files_apart(tmp_path):
+    one, other, third = tmp_path / "x" / "a.jsonl", tmp_path / "y" / "a.jsonl", tmp_path / "y" / "b.jsonl"
+    assert names_of([one, third]) == ["a", "b"]
+    assert names_of([one, other, third]) == ["x-a", "y-a", "y-b"]
+    assert names_of([one, one]) is None
 
 
 def test_a_prompt_is_known_by_its_canonical_json():
@@ -103,7 +139,7 @@ def test_an_append_that_fails_leaves_nothing(tmp_path, monkeypatch, step):
             real(handle, content[0][:10])
         raise OSError("no space left")
 
-    monkeypatch.setattr(responses.os, step, fails)
+    monkeypatch.setattr(files.os, step, fails)
     with pytest.raises(OSError, match="no space left"):
         append(path, [Response(prompt="other", response="x" * 100)])
     assert path.read_bytes() == before
@@ -114,7 +150,7 @@ def test_an_append_that_fails_leaves_nothing(tmp_path, monkeypatch, step):
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     real = os.write
-    monkeypatch.setattr(responses.os, "write", lambda handle, content: real(handle, content[:7]))
+    monkeypatch.setattr(files.os, "write", lambda handle, content: real(handle, content[:7]))
     append(tmp_path / "made.jsonl", [FULL])
     assert read(tmp_path / "made.jsonl") == [FULL]
 

@@ -14,26 +14,27 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from evaluation import length_control, verdicts
-from evaluation.intervals import Interval, bootstrap, wilson
-from evaluation.length_control import LengthControlled, length_controlled
-from evaluation.statistics import Summary, summarise
-from evaluation.verdicts import Choice, Order, Outcome, Verdict, outcomes
+from evaluation.judging import verdicts
+from evaluation.judging.verdicts import Order, Outcome, Verdict, Winner, outcomes
+from evaluation.reporting import length_control
+from evaluation.reporting.intervals import Interval, bootstrap, wilson
+from evaluation.reporting.length_control import LengthControlled, length_controlled
+from evaluation.reporting.statistics import Summary, summarise
 
 Z = 1.959963984540054  # the 97.5 % point of a normal
 
 
-def verdict(prompt: str, order: Order, said: Choice | None, sample: int = 0, error: str | None = None) -> Verdict:
+def verdict(prompt: str, order: Order, said: Winner | None, sample: int = 0, error: str | None = None) -> Verdict:
     return Verdict(prompt_id=prompt, sample=sample, order=order, verdict=said, error=error)
 
 
-def both(prompt: str, ab: Choice | None, ba: Choice | None, sample: int = 0) -> list[Verdict]:
+def both(prompt: str, ab: Winner | None, ba: Winner | None, sample: int = 0) -> list[Verdict]:
     return [verdict(prompt, "ab", ab, sample), verdict(prompt, "ba", ba, sample)]
 
 
 def scored(*scores: float, samples: int = 1) -> list[Outcome]:
     """Consistent outcomes, `samples` in a row for each prompt."""
-    choices: dict[float, Choice] = {1.0: "a", 0.5: "tie", 0.0: "b"}
+    choices: dict[float, Winner] = {1.0: "a", 0.5: "tie", 0.0: "b"}
     return outcomes(
         [
             one
@@ -59,17 +60,17 @@ def scored(*scores: float, samples: int = 1) -> list[Outcome]:
     ],
 )
 def test_two_orders_make_one_outcome(
-    ab: Choice, ba: Choice, score: float, consistent: bool, first_wins: int, ties: int
+    ab: Winner, ba: Winner, score: float, consistent: bool, first_wins: int, ties: int
 ) -> None:
     (made,) = outcomes(both("p", ab, ba))
     assert made == Outcome(
-        prompt_id="p", sample=0, score=score, consistent=consistent, unparsable=0, failed=0, first_wins=first_wins,
-        ties=ties, judged=2,
+        prompt_id="p", sample=0, score=score, consistent=consistent, unparsable=0, cut=0, failed=0,
+        first_wins=first_wins, ties=ties, judged=2,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(("said", "score"), [("a", 1.0), ("tie", 0.5), ("b", 0.0), (None, None)])
-def test_one_order_scores_by_itself_and_says_nothing_of_consistency(said: Choice | None, score: float | None) -> None:
+def test_one_order_scores_by_itself_and_says_nothing_of_consistency(said: Winner | None, score: float | None) -> None:
     (made,) = outcomes([verdict("p", "ba", said)])
     assert (made.score, made.consistent, made.unparsable) == (score, None, int(said is None))
 
@@ -113,6 +114,7 @@ def test_verdicts_come_back_from_a_file_and_bad_lines_are_named(tmp_path: Path) 
         ('{"prompt_id": "p", "order": "ab", "verdict": "a", "error": "x"}', "want error"),
         ('{"prompt_id": "p", "order": "ab", "verdict": "a", "sample": true}', "want sample an integer"),
         ('{"prompt_id": 1, "order": "ab", "verdict": "a"}', "want prompt_id a string"),
+        ('{"prompt_id": "p", "order": "ab", "verdict": null, "finish": 3}', "want finish a string"),
         ("[]", "want an object"),
         ("", "Expecting value"),
     ):
@@ -121,25 +123,27 @@ def test_verdicts_come_back_from_a_file_and_bad_lines_are_named(tmp_path: Path) 
             verdicts.read(path)
 
 
-def test_a_torn_last_line_is_neither_read_nor_built_on(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_cut_off_and_a_whole_one_without_its_end_is_not(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     verdicts.append(path, both("p", "a", "a"))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="line 2: want a whole line"):
-        verdicts.read(path)
-    with pytest.raises(ValueError, match="torn"):
-        verdicts.append(path, both("q", "a", "a"))
-    assert verdicts.drop_torn_line(tmp_path / "absent.jsonl") == 0
+    assert verdicts.drop_torn_line(path) == 0 == verdicts.drop_torn_line(tmp_path / "absent.jsonl")
+    verdicts.append(path, both("q", "a", "a"))
+    assert verdicts.read(path) == [*both("p", "a", "a"), *both("q", "a", "a")]
     path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="line 4: "):
+        verdicts.read(path)
     assert verdicts.drop_torn_line(path) > 0
-    assert verdicts.read(path) == both("p", "a", "a")[:1]
+    assert verdicts.read(path) == [*both("p", "a", "a"), *both("q", "a", "a")[:1]]
 
 
-def test_outcomes_are_a_line_a_pair(tmp_path: Path) -> None:
-    found = outcomes([*both("p", "a", "b"), *both("p", None, "b", sample=1)])
-    verdicts.write_outcomes(tmp_path / "outcomes.jsonl", found)
-    lines = (tmp_path / "outcomes.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [dataclasses.asdict(outcome) for outcome in found]
+def test_an_answer_that_was_cut_has_no_verdict_and_is_counted_twice() -> None:
+    cut = Verdict(prompt_id="p", order="ba", verdict=None, raw="It may be\nVerdict: A", finish="length")
+    (made,) = outcomes([verdict("p", "ab", "a"), cut])
+    assert (made.score, made.unparsable, made.cut, made.judged) == (None, 1, 1, 1)
+    assert (summarise([made]).unparsable, summarise([made]).cut) == (1, 1)
+    with pytest.raises(ValueError, match="want no verdict of an answer that was cut, got 'a'"):
+        dataclasses.replace(cut, verdict="a")
 
 
 # intervals

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from evaluation import templates
-from evaluation.templates import TEMPLATES, Template, fence, parse, transcript
+from evaluation.judging import templates
+from evaluation.judging.templates import TEMPLATES, Template, fence, parse, transcript
 
 FILLED = "p {prompt}\n1 {first}\n2 {second}\nsay Verdict: A or Verdict: B"
 FENCE = re.compile(r"^<<<(END OF )?(PROMPT|RESPONSE A|RESPONSE B) ([0-9a-f]{16})>>>$", re.MULTILINE)

@@ -16,10 +16,10 @@ import torch
 from openai import OpenAI
 
 from evaluation import toy_judge, winrate
-from evaluation.statistics import summarise
-from evaluation.templates import TEMPLATES, parse
+from evaluation.judging.templates import TEMPLATES, parse
+from evaluation.judging.verdicts import Verdict, outcomes
+from evaluation.reporting.statistics import summarise
 from evaluation.toy_judge import JudgeServer, Question, ToyJudge, exact_win_rate, read_question, serving
-from evaluation.verdicts import Verdict, outcomes
 from toy.files import write_truth
 from toy.language import Language
 from toy.model import distribution, small_lm

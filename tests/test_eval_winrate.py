@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 
 import pytest
-from eval_runs import command, files, kept, report_of, truthful, write
-from eval_server import EvalServer, Reply, always
+from eval_runs import command, files, kept, report_of, shown, truthful, write
+from eval_server import Behaviour, EvalServer, Reply, always
 
 from evaluation import winrate
+from evaluation.reporting import statistics
 
 
 def test_a_judge_that_always_says_a_finds_half_and_a_total_position_bias(tmp_path):
@@ -67,17 +69,107 @@ def test_failures_are_reported_and_asked_again(tmp_path, capsys):
     assert len(answered) == len(set(answered)) == 6
 
 
-def test_a_judge_that_refuses_everything_ends_the_run_early(tmp_path, capsys):
-    with EvalServer(always(Reply(status=401, text="who are you"))) as server:
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_judge_that_refuses_everything_ends_the_run_early(tmp_path, capsys, status):
+    with EvalServer(always(Reply(status=status, text="who are you"))) as server:
         arguments = files(tmp_path, 100) + command(tmp_path, server.url, "--stop-after", "5", "--concurrency", "4")
         assert winrate.main(arguments) == 1
         assert len(server.asked) < 5 + 2 * 4
         error = capsys.readouterr().err
-        assert "in a row without an answer, the last: HTTP 401" in error and "goes on from here" in error
+        assert f"in a row without an answer, the last: HTTP {status}" in error and "goes on from here" in error
         assert not (tmp_path / "out" / "report.md").exists()
         server.behaviour = truthful
         assert winrate.main(arguments) == 0
     assert report_of(tmp_path)[0]["scored"] == 100
+
+
+def some_broken(status: int, until: int) -> Behaviour:
+    """Every fourth prompt never gets an answer; from a number of requests on the server is gone."""
+
+    def behave(number: int, message: str) -> Reply:
+        if number >= until:
+            return Reply(status=401, text="gone")
+        broken = int(shown(message)["A"].split()[1]) % 4 == 1
+        return Reply(status=status, text="never") if broken else truthful(number, message)
+
+    return behave
+
+
+def prompts_asked(server: EvalServer) -> list[int]:
+    return [int(shown(asked.message)["A"].split()[1]) for asked in server.asked]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_more_failures_than_stop_after_do_not_hold_up_a_resume(tmp_path, capsys, status):
+    more = ("--stop-after", "3", "--concurrency", "1", "--attempts", "1")
+    with EvalServer(some_broken(status, until=50)) as server:
+        arguments = files(tmp_path, 40) + command(tmp_path, server.url, *more)
+        assert winrate.main(arguments) == 1 and len(server.asked) == 53
+        assert "judgements in a row without an answer, the last: HTTP 401" in capsys.readouterr().err
+        server.asked.clear()
+        server.behaviour = some_broken(status, until=1000)
+        assert winrate.main(arguments) == 1
+        (found,) = report_of(tmp_path)
+        left = 20 if status == 400 else 21  # of prompt 26 one was not asked again
+        assert (found["prompts"], found["scored"], found["failed"]) == (40, 50 - left, left)
+        said, asked = capsys.readouterr().err, prompts_asked(server)
+        assert f"{left} judgements have no answer; the same command asks for them again" in said
+        assert min(asked[:27]) >= 26, "what was never asked comes first"
+        if status == 400:  # such an answer is of its message alone
+            assert Counter(n for n in asked if n % 4 == 1) == dict.fromkeys(range(1, 40, 4), 2)
+            return
+        assert asked[27:] == [1, 1, 5] and "not all that failed before were asked again: 3 judgements" in said
+        server.asked.clear()
+        assert winrate.main(arguments) == 1
+        assert prompts_asked(server) == [5, 9, 9], "in turn"
+        server.behaviour = truthful
+        assert winrate.main(arguments) == 0
+    assert report_of(tmp_path)[0]["scored"] == 40
+
+
+def test_an_answer_that_was_cut_is_never_scored(tmp_path, capsys):
+    def behave(number: int, message: str) -> Reply:
+        told = truthful(number, message)
+        return Reply(text=told.text, finish="length") if "good 0" in message else told
+
+    with EvalServer(behave) as server:
+        for _ in range(2):  # from the server, then from the cache
+            assert winrate.main(files(tmp_path, 3) + command(tmp_path, server.url)) == 0
+            assert "2 without a verdict (2 of them cut)" in capsys.readouterr().out
+            (found,) = report_of(tmp_path)
+            assert (found["unparsable"], found["cut"], found["scored"], found["failed"]) == (2, 2, 2, 0)
+            shutil.rmtree(tmp_path / "out")
+        assert len(server.asked) == 6
+
+
+def test_inputs_in_the_folder_of_the_report_stay(tmp_path, capsys):
+    with EvalServer(truthful) as server:
+        arguments = files(tmp_path, 2) + command(tmp_path, server.url)
+        a = tmp_path / "out" / "prompts.jsonl"
+        a.parent.mkdir()
+        before = (tmp_path / "model.jsonl").read_bytes()
+        a.write_bytes(before)
+        assert winrate.main([*arguments, "--a", str(a)]) == 0 and a.read_bytes() == before
+        for name in ("per_prompt.jsonl", "per_prompt/verdicts.jsonl"):
+            taken = tmp_path / "out" / name
+            taken.parent.mkdir(exist_ok=True)
+            taken.unlink(missing_ok=True)
+            taken.write_bytes(before)
+            link = tmp_path / "per_prompt.jsonl"
+            link.unlink(missing_ok=True)
+            link.symlink_to(taken)
+            assert winrate.main([*arguments, "--a", str(link)]) == 2
+            assert "want an output that is neither an input" in capsys.readouterr().err
+            assert taken.read_bytes() == before
+
+
+def test_a_mistake_of_our_own_is_not_told_as_one_of_the_users(tmp_path, monkeypatch):
+    def mistaken(*args: object, **more: object) -> None:
+        raise ValueError("summarise: want what nobody gave")
+
+    monkeypatch.setattr(statistics, "summarise", mistaken)
+    with EvalServer(truthful) as server, pytest.raises(ValueError, match="what nobody gave"):
+        winrate.main(files(tmp_path, 2) + command(tmp_path, server.url))
 
 
 def test_a_random_order_is_drawn_once_a_pair(tmp_path):
@@ -167,6 +259,8 @@ def test_bad_input_ends_before_any_request(tmp_path, capsys):
             (("--b", str(b)), "want prompts that both files"), (("--template", "none"), "template: want one of"),
             (("--price-prompt", "1"), "both, got one"), (("--timeout", "0"), "judge: want timeout > 0"),
             (("--b", str(tmp_path / "absent")), "absent"),
+            (("--judge-url", "http://localhost:abc/v1"), "judge: want a URL"),
+            (("--cache", str(tmp_path / "b2.jsonl"), "--b", str(b)), "want an output that is neither an input"),
             (("--judge-url", "https://example.com/v1", "--api-key-env", "NOT_SET"), "variable NOT_SET, got none"),
         ):  # fmt: skip
             assert winrate.main([*arguments, *more]) == 2

@@ -53,7 +53,9 @@ class Sampling:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "samples"}
 
 
-PRESETS: Mapping[str, Sampling] = {  # arXiv 2506.07492: win rate on HH, diversity on HH, AlpacaEval 2
+# arXiv 2506.07492: win rate on HH, diversity on HH, AlpacaEval 2; ours are the temperature of hh and the tokens of
+# diversity, of which it says nothing
+PRESETS: Mapping[str, Sampling] = {
     "hh": Sampling(top_k=60, top_p=0.8, max_tokens=256, repetition_penalty=1.1),
     "diversity": Sampling(samples=25, top_p=0.95, max_tokens=256),
     "alpaca": Sampling(temperature=0.9, max_tokens=4096),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from evaluation.intervals import Interval, bootstrap
+from evaluation import files
+from evaluation.reporting.intervals import Interval, bootstrap
+
+FILES = ("diversity.md", "diversity.png", "diversity_per_prompt.jsonl")
 
 
 class PromptDiversity(NamedTuple):
@@ -68,7 +69,7 @@ def estimate(prompts: Sequence[PromptDiversity], seed: int) -> dict[str, Estimat
     return made
 
 
-class Comparison(NamedTuple):
+class Table(NamedTuple):
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
@@ -83,49 +84,54 @@ class Comparison(NamedTuple):
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """diversity.md, diversity.png, diversity.jsonl (a line a file and prompt); -> their paths."""
+def write(table: Table, folder: Path) -> list[Path]:
+    """-> the paths of FILES, the last a line a file and prompt."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"diversity.{ending}" for ending in ("md", "png", "jsonl")]
-    paths[0].write_text(f"# Diversity\n\n{comparison.markdown()}\n\n![plot](diversity.png)\n", encoding="utf-8")
-    draw(comparison, paths[1])
-    with paths[2].open("w", encoding="utf-8") as file:
-        for row in comparison.rows:
-            for prompt in row.prompts:
-                told = {"file": row.label, "model": row.model, "temperature": row.temperature, **prompt._asdict()}
-                file.write(json.dumps(told) + "\n")
+    paths = [folder / name for name in FILES]
+    files.write_text(paths[0], f"# Diversity\n\n{table.markdown()}\n\n![plot]({paths[1].name})\n")
+    with style.context("default"):
+        image = io.BytesIO()
+        figure_of(table).savefig(image, format="png", metadata={"Software": None})
+    files.write_bytes(paths[1], image.getvalue())
+    files.write_rows(
+        paths[2],
+        (
+            {"file": row.label, "model": row.model, "temperature": row.temperature, **prompt._asdict()}
+            for row in table.rows
+            for prompt in row.prompts
+        ),
+    )
     return paths
 
 
-def draw(comparison: Comparison, path: Path) -> None:
+def figure_of(table: Table) -> Figure:
     """A panel a measure: against temperature where files differ in it, a line a model; else a mark a file."""
-    shown = [measure for measure in MEASURES if any(measure in row.estimates for row in comparison.rows)]
-    figure, grid = plt.subplots(1, len(shown), figsize=(2.6 * len(shown) + 0.6, 3.2), squeeze=False)
-    known = [row.temperature for row in comparison.rows if row.temperature is not None]
-    sweep = len(known) == len(comparison.rows) and len(set(known)) > 1
+    shown = [measure for measure in MEASURES if any(measure in row.estimates for row in table.rows)]
+    figure = Figure(figsize=(2.6 * len(shown) + 0.6, 3.2), dpi=150, layout="tight")
+    grid = figure.subplots(1, len(shown), squeeze=False)
+    known = [row.temperature for row in table.rows if row.temperature is not None]
+    sweep = len(known) == len(table.rows) and len(set(known)) > 1
     for ax, measure in zip(grid[0], shown, strict=True):
-        _sweep(ax, comparison, measure) if sweep else _marks(ax, comparison, measure)
+        _sweep(ax, table, measure) if sweep else _marks(ax, table, measure)
         ax.set_title(measure, fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
-    if sweep and len({row.model for row in comparison.rows}) > 1:
+    if sweep and len({row.model for row in table.rows}) > 1:
         grid[0][0].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def _sweep(ax: Axes, comparison: Comparison, measure: str) -> None:
-    for model in dict.fromkeys(row.model for row in comparison.rows):
-        own = [row for row in comparison.rows if row.model == model and measure in row.estimates]
+def _sweep(ax: Axes, table: Table, measure: str) -> None:
+    for model in dict.fromkeys(row.model for row in table.rows):
+        own = [row for row in table.rows if row.model == model and measure in row.estimates]
         own.sort(key=lambda row: row.temperature or 0.0)
         _bars(ax, [row.temperature or 0.0 for row in own], [row.estimates[measure] for row in own], "o-", model)
     ax.set_xlabel("temperature", fontsize=8)
 
 
-def _marks(ax: Axes, comparison: Comparison, measure: str) -> None:
-    points = [(at, row.estimates[measure]) for at, row in enumerate(comparison.rows) if measure in row.estimates]
+def _marks(ax: Axes, table: Table, measure: str) -> None:
+    points = [(at, row.estimates[measure]) for at, row in enumerate(table.rows) if measure in row.estimates]
     _bars(ax, [at for at, _ in points], [estimate for _, estimate in points], "o", None)
-    names = [row.label for row in comparison.rows]
+    names = [row.label for row in table.rows]
     ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
     ax.set_xlim(-0.5, len(names) - 0.5)
 

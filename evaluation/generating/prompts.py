@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.responses import id_of, text_of
+from evaluation.responses import context_columns, id_of, text_of
 from train.data.formats import FORMATS, PROMPTS, Group
 from train.data.rows import Row
 from train.data.sources import Source, read
@@ -118,16 +119,30 @@ class Codec:
         return made
 
 
+def template_digest(tokenizer: PreTrainedTokenizerBase, template_args: Mapping[str, Any]) -> str:
+    """By what a chat template with its arguments is known again: 16 hex digits."""
+    canonical = json.dumps([tokenizer.chat_template, dict(template_args)], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def read_template_args(given: str) -> dict[str, Any]:
+    """Of a command's --chat-template-args."""
+    try:
+        made = json.loads(given)
+    except ValueError:
+        made = None
+    if not isinstance(made, dict):
+        raise ValueError(f"--chat-template-args: want a JSON object, got {given!r}")
+    check_template_args("--chat-template-args", made)
+    return made
+
+
 def anchor_row(prompt: Prompt, response: str) -> dict[str, Any]:
     """What the trainer reads as anchor_data."""
     if not prompt.is_chat:
         return {"prompt": prompt.content, "response": response}
     row: dict[str, Any] = {"prompt": prompt.content, "response": said_by("assistant", response)}
-    if prompt.tools:
-        row["tools"] = json.dumps(prompt.tools)  # as text: columns of JSONL have one type, tools need not
-    if prompt.template_args:
-        row["chat_template_kwargs"] = json.dumps(dict(prompt.template_args))
-    return row
+    return row | context_columns(prompt.tools, prompt.template_args)
 
 
 def answer_of(prompt: Prompt) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evaluation.checkpoint import open_checkpoint
+from evaluation.generating.checkpoint import open_checkpoint
+from evaluation.generating.prompts import template_digest
 from evaluation.responses import Response
 from expo_kernels import Batch, HeadOptions, TokenStats, token_stats
 from expo_kernels.head import attach, check_head
@@ -37,7 +38,8 @@ class Continuation(NamedTuple):
 
 class Scores(NamedTuple):
     each: list[Scored]
-    otherwise: int  # responses whose text makes another number of tokens than were sampled
+    other_tokens: int  # responses whose text makes another number of tokens than were sampled
+    other_template: int  # responses in a conversation that was put into words otherwise when they were sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,24 +107,42 @@ def _means(values: Tensor, batch: Batch) -> Tensor:
 class Scorer:
     """A model's folder or hub name, loaded, with the fused head attached and checked; its tokenizer."""
 
-    def __init__(self, path: str, *, chat_template: str | None = None) -> None:
+    def __init__(
+        self, path: str, *, chat_template: str | None = None, template_args: Mapping[str, Any] | None = None,
+        revision: str | None = None, trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = "auto" if device.type == "cuda" else "float32"
-        self._checkpoint, self.tokenizer = open_checkpoint(path, dtype=dtype, chat_template=chat_template)
+        self._checkpoint, self.tokenizer = open_checkpoint(
+            path, dtype=dtype, chat_template=chat_template, revision=revision, trust_remote_code=trust_remote_code
+        )
         self.path = path
         number = getattr(torch, self._checkpoint.dtype)
-        self._model: Any = attach(AutoModelForCausalLM.from_pretrained(path, dtype=number)).eval().to(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=number, revision=revision, trust_remote_code=trust_remote_code
+        )
+        self._model: Any = attach(model).eval().to(device)
         check_head(self._model, self._checkpoint.vocabulary, device, number)
-        self._tokenise = Tokeniser(self.tokenizer, TokenOptions())
+        args = dict(template_args or {})
+        self._template = template_digest(self.tokenizer, args)
+        self._tokenise = Tokeniser(self.tokenizer, TokenOptions(chat_template_args=args))
 
     def __call__(self, responses: Sequence[Response], batch_tokens: int) -> Scores:
         sequences = [self.continuation(response) for response in responses]
         found = predictive_entropy(self._model, sequences, batch_tokens=batch_tokens, pad=self._checkpoint.pad)
         pairs = zip(responses, sequences, strict=True)
-        return Scores(found, sum(self._otherwise(response, tokens.response) for response, tokens in pairs))
+        return Scores(
+            found, sum(self._other_tokens(response, tokens.response) for response, tokens in pairs),
+            sum(map(self._other_template, responses)),
+        )  # fmt: skip
 
-    def _otherwise(self, response: Response, tokens: Ids) -> bool:
+    def _other_tokens(self, response: Response, tokens: Ids) -> bool:
         return response.tokens not in (None, len(tokens) - (tokens[-1] in self._checkpoint.eos))
+
+    def _other_template(self, response: Response) -> bool:
+        """A plain prompt goes through none; None where the file does not say."""
+        known = response.sampling.get("template")
+        return not isinstance(response.prompt, str) and known not in (None, self._template)
 
     def continuation(self, response: Response) -> Continuation:
         """Tokens as the trainer has them. The end's token is scored where the model said it: not after a cut."""
@@ -131,7 +151,8 @@ class Scorer:
             answer = [{"role": "assistant", "content": response.response}]
         where = f"prompt {response.prompt_id}, sample {response.sample}"
         try:
-            made = self._tokenise(Text(response.prompt, [answer], {}, {}, None, {}))
+            text = Text(response.prompt, [answer], {}, {}, response.tools, dict(response.template_args))
+            made = self._tokenise(text)
         except Exception as error:  # a template refuses by errors of its own
             raise ValueError(f"{where}: {error}") from error
         if isinstance(made, Dropped):

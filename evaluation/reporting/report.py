@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evaluation.intervals import Interval
-from evaluation.statistics import Lengths, Share, Summary, by_prompt, first_place_of, mean_of
-from evaluation.verdicts import Outcome
+from evaluation import files
+from evaluation.judging.verdicts import REPORT, Outcome
+from evaluation.reporting.intervals import Interval
+from evaluation.reporting.statistics import Lengths, Share, Summary, by_prompt, of_prompts
 
 _RATES = ("win rate", "Wilson", "bootstrap", "length-controlled", "bootstrap")
 _JUDGE = ("both orders agree", "first place wins", "bootstrap", "mean characters, model / baseline")
 _COUNTS = {
     "pairs": "pairs", "scored": "scored", "inconsistent": "inconsistent", "verdicts": "judged", "ties": "ties",
-    "for the first place": "first_wins", "unparsable": "unparsable", "failed": "failed",
+    "for the first place": "first_wins", "unparsable": "unparsable", "of them cut": "cut", "failed": "failed",
 }  # fmt: skip
 _PARTS = (("win", "tab:green"), ("tie", "lightgrey"), ("loss", "tab:red"))
 
@@ -40,18 +41,16 @@ class Comparison:
     lengths: Lengths | None = None
 
 
-def write(folder: str | os.PathLike[str], comparisons: Sequence[Comparison]) -> list[Path]:
-    """-> report.md, report.json, report.png and prompts.jsonl in folder. The same input gives the same bytes."""
+def write(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
+    """-> the paths of REPORT in folder. The same input gives the same bytes."""
     _check(comparisons)
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    paths = [place / name for name in ("report.md", "report.json", "report.png", "prompts.jsonl")]
-    paths[0].write_text(page(comparisons), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in REPORT]
+    files.write_text(paths[0], page(comparisons))
     numbers = [{**_names(comparison), **asdict(comparison.summary)} for comparison in comparisons]
-    paths[1].write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-    draw(comparisons, paths[2])
-    rows = [row for comparison in comparisons for row in prompt_rows(comparison)]
-    paths[3].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files.write_text(paths[1], json.dumps(numbers, indent=2) + "\n")
+    files.write_bytes(paths[2], figure_of(comparisons))
+    files.write_rows(paths[3], (row for comparison in comparisons for row in prompt_rows(comparison)))
     return paths
 
 
@@ -73,34 +72,16 @@ def _check(comparisons: Sequence[Comparison]) -> None:
 
 
 def prompt_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """What each prompt adds to the shares: means over its samples, None where it adds nothing; and its counts."""
-    rows = []
-    for prompt_id, samples in by_prompt(comparison.outcomes).items():
-        scores = [outcome.score for outcome in samples if outcome.score is not None]
-        agree = [float(outcome.consistent) for outcome in samples if outcome.consistent is not None]
-        rows.append(
-            {
-                "model": comparison.model,
-                "prompt_id": prompt_id,
-                "score": _first(mean_of(scores)),
-                "win": _first(mean_of(float(score == 1.0) for score in scores)),
-                "tie": _first(mean_of(float(score == 0.5) for score in scores)),
-                "loss": _first(mean_of(float(score == 0.0) for score in scores)),
-                "consistent": _first(mean_of(agree)),
-                "first_place": _first(first_place_of(samples)),
-                "samples": len(samples),
-                "scored": len(scores),
-                "judged": sum(outcome.judged for outcome in samples),
-                "unparsable": sum(outcome.unparsable for outcome in samples),
-                "failed": sum(outcome.failed for outcome in samples),
-                "lengths": _lengths_of(samples, comparison.lengths),
-            }
-        )
-    return rows
-
-
-def _first(found: Sequence[float]) -> float | None:
-    return found[0] if found else None
+    """What each prompt adds to the shares, and the lengths of its responses."""
+    samples = by_prompt(comparison.outcomes)
+    return [
+        {
+            "model": comparison.model,
+            **asdict(shares),
+            "lengths": _lengths_of(samples[shares.prompt_id], comparison.lengths),
+        }
+        for shares in of_prompts(comparison.outcomes)
+    ]
 
 
 def _lengths_of(samples: Sequence[Outcome], lengths: Lengths | None) -> list[list[int]] | None:
@@ -138,8 +119,8 @@ def page(comparisons: Sequence[Comparison]) -> str:
         "verdicts, or without a verdict that is no tie.",
         "",
         *_table(comparisons, tuple(_COUNTS), _count_cells, n=False),
-        "Scored pairs have a verdict in every order asked. Unparsable: answers without a verdict. Failed: no answer. "
-        "Neither is ever scored.",
+        "Scored pairs have a verdict in every order asked. Unparsable: answers without a verdict, some of them cut at "
+        "the judge's limit of tokens. Failed: no answer. None of them is ever scored.",
         "",
         *_notes(comparisons),
     ]
@@ -192,6 +173,11 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
         unscored = summary.prompts - summary.win_rate.n
         if unscored:
             notes.append(f"- {model}: {unscored} of {summary.prompts} prompts have no scored pair.")
+        if summary.cut:
+            notes.append(
+                f"- {model}: {summary.cut} answers of the judge were cut before a verdict; a larger --max-tokens (with "
+                "another --out) gives them room."
+            )
         if summary.win_rate.n == 1:
             notes.append(f"- {model}: one prompt has no bootstrap interval.")
         controlled = summary.length_controlled
@@ -221,8 +207,8 @@ def _with_wilson(share: Share) -> str:
     return "none" if share.value is None else f"{_percent(share.value)} [{_interval(share.wilson)}]"
 
 
-def draw(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Left win, tie and loss of each model; right its win rate and the length-controlled one, with intervals."""
+def figure_of(comparisons: Sequence[Comparison]) -> bytes:
+    """-> PNG. Left win, tie and loss of each model; right its win rate and the length-controlled one."""
     with style.context("default"):
         figure = Figure(figsize=(9, 1.4 + 0.5 * len(comparisons)), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -239,7 +225,9 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
             _legend(ax)
         title = f"against {comparisons[0].baseline}, judged by {comparisons[0].judge}"
         figure.suptitle(title, fontsize=9, parse_math=False)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        made = io.BytesIO()
+        figure.savefig(made, format="png", metadata={"Software": None})
+        return made.getvalue()
 
 
 def _draw_outcomes(ax: Axes, row: int, summary: Summary) -> None:

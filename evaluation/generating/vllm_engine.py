@@ -11,9 +11,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.checkpoint import Checkpoint
-from evaluation.generating import Generated, Request, ended
-from evaluation.sampling import Sampling
+from evaluation.generating.checkpoint import Checkpoint
+from evaluation.generating.hf_engine import Generated, Request, ended
+from evaluation.generating.sampling import Sampling
 
 
 def vllm_module() -> Any:
@@ -24,23 +24,23 @@ def vllm_module() -> Any:
 
 
 class VLLMEngine:
-    def __init__(self, checkpoint: Checkpoint, sampling: Sampling, seed: int) -> None:
-        self._checkpoint, self._sampling, self._vllm = checkpoint, sampling, vllm_module()
+    def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
+        self._checkpoint, self._vllm = checkpoint, vllm_module()
         self._llm = self._vllm.LLM(
             model=checkpoint.path, revision=checkpoint.revision, tokenizer_revision=checkpoint.revision,
             trust_remote_code=checkpoint.trust_remote_code, dtype=checkpoint.dtype, seed=seed,
             generation_config="vllm",  # not the sampling settings that come with the model
         )  # fmt: skip
 
-    def __call__(self, requests: Sequence[Request]) -> list[Generated]:
+    def __call__(self, requests: Sequence[Request], sampling: Sampling) -> list[Generated]:
         prompts = [{"prompt_token_ids": request.ids} for request in requests]
-        made = self._llm.generate(prompts, [self._parameters(request) for request in requests], use_tqdm=False)
+        parameters = [self._parameters(request, sampling) for request in requests]
+        made = self._llm.generate(prompts, parameters, use_tqdm=False)
         if len(made) != len(requests):
             raise RuntimeError(f"engine vllm: want {len(requests)} outputs, got {len(made)}")
         return [self._generated(output.outputs[0]) for output in made]
 
-    def _parameters(self, request: Request) -> Any:
-        own = self._sampling
+    def _parameters(self, request: Request, own: Sampling) -> Any:
         return self._vllm.SamplingParams(
             n=1, temperature=own.temperature, top_p=own.top_p, top_k=own.top_k or -1, max_tokens=own.max_tokens,
             repetition_penalty=own.repetition_penalty, seed=request.seed, stop_token_ids=list(self._checkpoint.eos),

@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from evaluation import verdicts
-from evaluation.cache import Cache, digest
-from evaluation.judge import Answer, Judge, JudgeSettings
-from evaluation.pairing import Call
-from evaluation.responses import write_rows
-from evaluation.templates import Template, parse
-from evaluation.verdicts import Choice, Verdict
+from evaluation.files import only_writer, write_rows
+from evaluation.inputs import checking
+from evaluation.judging import verdicts
+from evaluation.judging.cache import Cache, digest
+from evaluation.judging.judge import Answer, Judge, JudgeSettings
+from evaluation.judging.pairing import Call
+from evaluation.judging.templates import Template, parse
+from evaluation.judging.verdicts import ABOUT, VERDICTS, About, Verdict, Winner, read_about
 
-VERDICTS, _ABOUT = "verdicts.jsonl", "about.json"
 _BATCH, _SECONDS = 64, 1.0  # verdicts wait for so many others or so long before they are written
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What the verdicts of a folder depend on."""
-
-    judge: str
-    url: str
-    sampling: dict[str, float | int]
-    template: str
-    orders: str
-    seed: int | None  # of random orders
-    pairs: str  # digest
 
 
 @dataclass
@@ -46,8 +32,10 @@ class Tally:
     cached: int = 0
     failed: int = 0
     unparsable: int = 0
+    cut: int = 0  # of those, at the limit of tokens
     prompt_tokens: int = 0  # of what was asked, as the server counts
     answer_tokens: int = 0
+    stopped: str = ""  # why not all that failed before were asked for again
 
 
 class NoAnswersError(RuntimeError):
@@ -57,45 +45,47 @@ class NoAnswersError(RuntimeError):
 @contextmanager
 def opened(folder: Path, about: About) -> Iterator[list[Verdict]]:
     """-> the verdicts that are there; the folder is this process's alone until the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"{folder}: want a folder that no other process is writing, got one that is") from None
-    try:
-        _check(folder, about)
-        file = folder / VERDICTS
-        verdicts.drop_torn_line(file)  # its answer is in the cache or asked for again
-        yield verdicts.read(file) if file.exists() else []
-    finally:
-        lock.release()
+    with ExitStack() as locks:
+        with checking():
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(only_writer(folder))
+            _check(folder, about)
+            file = folder / VERDICTS
+            verdicts.drop_torn_line(file)  # its answer is in the cache or asked for again
+            there = verdicts.read(file) if file.exists() else []
+        yield there
 
 
 def _check(folder: Path, about: About) -> None:
-    place, wanted = folder / _ABOUT, asdict(about)
+    place, wanted = folder / ABOUT, asdict(about)
     if not (folder / VERDICTS).exists():
         write_rows(place, [wanted])
         return
-    if not place.exists():
-        raise ValueError(f"{folder}: want {_ABOUT} beside {VERDICTS}, got none")
-    try:
-        found: Any = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{place}: want JSON, got: {error}") from error
+    found = asdict(read_about(place))
     for name, value in wanted.items():
-        got = found.get(name) if isinstance(found, dict) else None
-        if got != value:
+        if found[name] != value:
             raise ValueError(
-                f"{folder}: want verdicts with {name} {value}, got a folder with {name} {got}; take another --out, "
-                f"what is in the cache is not asked for again"
+                f"{folder}: want verdicts with {name} {value}, got a folder with {name} {found[name]}; take another "
+                "--out, what is in the cache is not asked for again"
             )
 
 
-def unanswered(calls: Sequence[Call], judged: Sequence[Verdict]) -> list[Call]:
-    """Those without an answer; one that failed before is asked again."""
+class Unanswered(NamedTuple):
+    new: list[Call]
+    failed: list[Call]  # those that failed before, the ones that did so least often first
+    heard: bool  # whether any call was answered
+
+    @property
+    def all(self) -> list[Call]:
+        return self.new + self.failed
+
+
+def unanswered(calls: Sequence[Call], judged: Sequence[Verdict]) -> Unanswered:
     answered = {verdict.key for verdict in judged if verdict.error is None}
-    return [call for call in calls if call.key not in answered]
+    failures = Counter(verdict.key for verdict in judged if verdict.error is not None)
+    left = [call for call in calls if call.key not in answered]
+    failed = sorted((call for call in left if call.key in failures), key=lambda call: failures[call.key])
+    return Unanswered([call for call in left if call.key not in failures], failed, bool(answered))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,42 +102,55 @@ class Work:
         return digest(self.settings, self.template, call.pair.prompt, *call.shown)
 
 
-def judge_all(work: Work, calls: Sequence[Call], api_key: str | None) -> Tally:
+def judge_all(work: Work, left: Unanswered, api_key: str | None) -> Tally:
     """Every call into the folder's verdicts. Ctrl-C and SIGTERM raise asyncio.CancelledError, all answers written."""
-    return asyncio.run(_judge_all(work, calls, api_key))
+    return asyncio.run(_judge_all(work, left, api_key))
 
 
-async def _judge_all(work: Work, calls: Sequence[Call], api_key: str | None) -> Tally:
+async def _judge_all(work: Work, left: Unanswered, api_key: str | None) -> Tally:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "asyncio.run has made a task"
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     async with Judge(work.settings, api_key) as judge:
-        with tqdm(total=len(calls), unit="verdict", disable=None) as bar:
-            return await _Run(work, judge, bar).all(calls)
+        with tqdm(total=len(left.all), unit="verdict", disable=None) as bar:
+            return await _Run(work, judge, bar, left.heard).all(left)
 
 
 class _Run:
-    def __init__(self, work: Work, judge: Judge, bar: Any) -> None:
+    def __init__(self, work: Work, judge: Judge, bar: Any, heard: bool) -> None:
         self._work, self._judge, self._bar = work, judge, bar
+        self._heard = heard  # an answer to any call
         self._tally = Tally()
         self._pending: list[Verdict] = []
         self._written = time.monotonic()
-        self._in_a_row = 0  # failures
+        self._in_a_row = 0  # failures that count
+        self._taken = 0  # calls
         self._stopping = False
 
-    async def all(self, calls: Sequence[Call]) -> Tally:
-        waiting = iter(calls)
-        count = min(self._work.settings.concurrency, len(calls))
-        workers = [asyncio.create_task(self._worker(waiting)) for _ in range(count)]
+    async def all(self, left: Unanswered) -> Tally:
         try:
+            await self._calls(left.new)
             try:
-                await asyncio.gather(*workers)
-            finally:
-                await self._end(workers)
+                await self._calls(left.failed)
+            except NoAnswersError as error:
+                # each of these has its failure on the disk: nothing is missing from a report
+                self._tally.stopped = str(error)
+                self._tally.failed += len(left.all) - self._taken
         finally:
             self._write()
         return self._tally
+
+    async def _calls(self, calls: Sequence[Call]) -> None:
+        self._stopping, self._in_a_row = False, 0
+        waiting = iter(calls)
+        workers = [
+            asyncio.create_task(self._worker(waiting)) for _ in range(min(self._work.settings.concurrency, len(calls)))
+        ]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await self._end(workers)
 
     async def _end(self, workers: Sequence[asyncio.Task[None]]) -> None:
         self._stopping = True
@@ -170,21 +173,25 @@ class _Run:
         kept = self._work.cache.get(key)
         if kept is not None:
             self._tally.cached += 1
+            self._heard = True
             return kept
         answer = await self._judge.ask(call.message(self._work.template))
         self._tally.asked += 1
         self._tally.prompt_tokens += answer.prompt_tokens or 0
         self._tally.answer_tokens += answer.completion_tokens or 0
         if answer.error is not None:
-            self._in_a_row += 1
+            # a refusal is of that message alone where another one was answered, else of all: a wrong setting
+            self._in_a_row += not (answer.refused and self._heard)
             return answer
-        self._in_a_row = 0
+        self._in_a_row, self._heard = 0, True
         return self._work.cache.put(key, answer)
 
     def _take(self, call: Call, answer: Answer) -> None:
         made = _verdict(call, answer, self._work)
         self._tally.failed += made.error is not None
         self._tally.unparsable += made.error is None and made.verdict is None
+        self._tally.cut += made.cut
+        self._taken += 1
         self._pending.append(made)
         self._bar.update()
         if len(self._pending) >= _BATCH or time.monotonic() - self._written > _SECONDS:
@@ -194,22 +201,17 @@ class _Run:
 
     def _write(self) -> None:
         pending, self._pending = self._pending, []
-        file = self._work.folder / VERDICTS
-        try:
-            if pending:
-                verdicts.append(file, pending)
-        except OSError:
-            verdicts.drop_torn_line(file)  # else the next line would go on from it
-            raise
+        if pending:
+            verdicts.append(self._work.folder / VERDICTS, pending)
         self._written = time.monotonic()
 
 
 def _verdict(call: Call, answer: Answer, work: Work) -> Verdict:
-    place = None if answer.error is not None else parse(answer.text)
-    shown: tuple[Choice, Choice] = ("a", "b") if call.order == "ab" else ("b", "a")
-    meant: dict[str | None, Choice | None] = {"first": shown[0], "second": shown[1], "tie": "tie", None: None}
+    place = None if answer.error is not None or answer.cut else parse(answer.text)
+    shown: tuple[Winner, Winner] = ("a", "b") if call.order == "ab" else ("b", "a")
+    meant: dict[str | None, Winner | None] = {"first": shown[0], "second": shown[1], "tie": "tie", None: None}
     return Verdict(
         prompt_id=call.pair.prompt_id, sample=call.pair.sample, order=call.order, verdict=meant[place], raw=answer.text,
         error=answer.error, judge=work.settings.model, template=work.template.identity,
-        prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens,
+        prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens, finish=answer.finish,
     )  # fmt: skip

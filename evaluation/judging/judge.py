@@ -22,6 +22,7 @@ import httpx2
 import openai
 
 _AGAIN = {408, 409, 425, 429}  # and every 5xx
+_REFUSED = {400, 422}  # the server understood, and does not want this message
 _POOL = 8  # connections of a client: for every request it looks at all of its own
 _SECRET = 8  # characters; what is shorter, such as EMPTY, is a local server's dummy
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
@@ -48,10 +49,7 @@ class JudgeSettings:
     longest_wait: float = 120.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            shown = f"{parts.scheme}://{parts.hostname}"  # the rest may hold a secret
-            raise ValueError(f"judge: want a URL http(s)://host/path without user, password or query, got {shown}...")
+        _check_url(self.url)
         if not self.model:
             raise ValueError("judge: want the name of a model, got an empty one")
         if self.limit_name not in LIMIT_NAMES:
@@ -80,12 +78,33 @@ class JudgeSettings:
 
 
 class Answer(NamedTuple):
-    """error: why no answer came; text is empty then."""
+    """error: why no answer came; text is empty then. finish: as the server says it; None where it does not."""
 
     text: str
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    finish: str | None = None
+    refused: bool = False  # the server answers, but not this message
+
+    @property
+    def cut(self) -> bool:
+        """At max_tokens, so that its last line is not where it would have ended."""
+        return self.finish == "length"
+
+
+def _check_url(url: str) -> None:
+    shown = ""
+    try:
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.hostname}"  # the rest may hold a secret
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # port raises where it is none
+    except ValueError:
+        good = False
+    if not good or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            f"judge: want a URL http(s)://host[:port]/path without user, password, query or fragment, got {shown}..."
+        )
 
 
 def api_key(variable: str, settings: JudgeSettings) -> str | None:
@@ -102,6 +121,7 @@ class _Failure(NamedTuple):
     reason: str
     again: bool  # whether another attempt makes sense
     wait: float | None = None  # seconds that the server asks for
+    refused: bool = False
 
 
 class Judge:
@@ -133,7 +153,8 @@ class Judge:
             if isinstance(got, Answer):
                 return got
             if not got.again or attempt == most:
-                return Answer("", f"{_shortened(self._clean(got.reason))} (attempt {attempt} of {most})")
+                reason = f"{_shortened(self._clean(got.reason))} (attempt {attempt} of {most})"
+                return Answer("", reason, refused=got.refused)
             await self._pause(attempt, got.wait)
         raise AssertionError("at least one attempt is made")
 
@@ -149,7 +170,7 @@ class Judge:
             return self._refused(error)
         except openai.APIConnectionError as error:
             return _Failure(f"connection: {error.__cause__ or error!r}", again=True)
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:  # the last of JSON that is nested too deep
             return _Failure(f"no chat completion: {error}", again=True)
 
     async def _send(self, request: dict[str, Any]) -> Any:
@@ -165,12 +186,16 @@ class Judge:
     def _answer(self, completion: Any) -> Answer:
         """The client builds its objects without looking at what the server sent, so anything may be missing."""
         try:
-            text, usage = completion.choices[0].message.content, completion.usage
-        except (AttributeError, TypeError, IndexError):
+            choice, usage = completion.choices[0], completion.usage
+            text, finish = choice.message.content, getattr(choice, "finish_reason", None)
+        except (AttributeError, TypeError, LookupError):
             raise ValueError(f"want choices with a message, got {completion}") from None
         if text is not None and not isinstance(text, str):
             raise ValueError(f"want a text as content, got {text}")
-        return Answer(self._clean(text or ""), None, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
+        return Answer(
+            self._clean(text or ""), None, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"),
+            self._clean(finish) if isinstance(finish, str) else None,
+        )  # fmt: skip
 
     def _refused(self, error: openai.APIStatusError) -> _Failure:
         status = error.status_code
@@ -179,7 +204,7 @@ class Judge:
         if wait is not None and wait > self._settings.longest_wait:
             longest = f"more than {self._settings.longest_wait:g}"
             return _Failure(f"asks to wait {wait:g} s, {longest}; {reason}", again=False)
-        return _Failure(reason, status in _AGAIN or status >= 500, wait)
+        return _Failure(reason, status in _AGAIN or status >= 500, wait, status in _REFUSED)
 
     async def _pause(self, attempt: int, wait: float | None) -> None:
         if wait is not None:

@@ -23,9 +23,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from evaluation.checkpoint import Checkpoint
-from evaluation.prompts import Prompt
-from evaluation.sampling import Sampling, uniforms
+from evaluation.generating.checkpoint import Checkpoint
+from evaluation.generating.prompts import Prompt
+from evaluation.generating.sampling import Sampling, uniforms
 
 
 class Request(NamedTuple):
@@ -41,36 +41,38 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
-    def __call__(self, requests: Sequence[Request]) -> list[Generated]: ...
+    def __call__(self, requests: Sequence[Request], sampling: Sampling) -> list[Generated]: ...
 
 
 class HFEngine:
-    def __init__(self, checkpoint: Checkpoint, sampling: Sampling, device: str) -> None:
-        self._checkpoint, self._sampling, self._device = checkpoint, sampling, device
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+        self._checkpoint, self._device = checkpoint, device
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path, revision=checkpoint.revision, trust_remote_code=checkpoint.trust_remote_code,
             dtype=getattr(torch, checkpoint.dtype),
         )  # fmt: skip
         self._model.eval().to(device)
-        # generate fills what is not set from the model's own settings, such as a temperature
-        self._config = GenerationConfig(
-            max_new_tokens=sampling.max_tokens, do_sample=False, num_beams=1, use_cache=True,
-            eos_token_id=list(checkpoint.eos), pad_token_id=checkpoint.pad,
-        )  # fmt: skip
-        self._model.generation_config = self._config
 
     @torch.no_grad()
-    def __call__(self, requests: Sequence[Request]) -> list[Generated]:
+    def __call__(self, requests: Sequence[Request], sampling: Sampling) -> list[Generated]:
         ids, mask = left_padded([request.ids for request in requests], self._checkpoint.pad)
         ids, mask = ids.to(self._device), mask.to(self._device)
         watch = Watch()
-        steps = processors(self._sampling, [request.seed for request in requests], mask)
+        steps = processors(sampling, [request.seed for request in requests], mask)
+        config = self._model.generation_config = self._config(sampling)
         made = self._model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=self._config,
+            input_ids=ids, attention_mask=mask, generation_config=config,
             logits_processor=LogitsProcessorList([watch, *steps]),
         )  # fmt: skip
         watch.check(requests)
         return [ended(row, self._checkpoint.eos) for row in made[:, ids.shape[1] :].tolist()]
+
+    def _config(self, sampling: Sampling) -> GenerationConfig:
+        """Also in place of the model's own: generate fills what is not set from there, such as a temperature."""
+        return GenerationConfig(
+            max_new_tokens=sampling.max_tokens, do_sample=False, num_beams=1, use_cache=True,
+            eos_token_id=list(self._checkpoint.eos), pad_token_id=self._checkpoint.pad,
+        )  # fmt: skip
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

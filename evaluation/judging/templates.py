@@ -8,16 +8,17 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from train.data.texts import Content
+if TYPE_CHECKING:  # what it stands in loads torch, which a judge's client does without
+    from train.data.texts import Content
 
-Choice = Literal["first", "second", "tie"]
+Preferred = Literal["first", "second", "tie"]
 
 _CONTENTS = ("prompt", "first", "second")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _VERDICT = re.compile(r"verdict:\s*(a|b|tie)", re.IGNORECASE)
-_CHOICES: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie"}
+_PREFERRED: dict[str, Preferred] = {"a": "first", "b": "second", "tie": "tie"}
 _DECORATION = " \t*_`#>."  # what Markdown puts around a line, and a full stop
 
 
@@ -84,12 +85,12 @@ def _fenced(label: str, mark: str, content: str) -> str:
     return f"<<<{label} {mark}>>>\n{content}\n<<<END OF {label} {mark}>>>"
 
 
-def parse(answer: str) -> Choice | None:
+def parse(answer: str) -> Preferred | None:
     """The verdict, where the last line that is not blank is one and nothing else, Markdown's decoration aside."""
     lines = [line.strip(_DECORATION) for line in answer.splitlines()]
     last = next((line for line in reversed(lines) if line), "")
     found = _VERDICT.fullmatch(last.replace("*", ""))
-    return None if found is None else _CHOICES[found[1].lower()]
+    return None if found is None else _PREFERRED[found[1].lower()]
 
 
 def transcript(prompt: Content) -> str:

@@ -10,10 +10,11 @@ from types import TracebackType
 
 from filelock import FileLock
 
-from evaluation.judge import Answer, JudgeSettings
-from evaluation.templates import Template
+from evaluation.judging.judge import Answer, JudgeSettings
+from evaluation.judging.templates import Template
 
 _PATIENCE = 60.0  # seconds to wait for another process's write
+_COLUMNS = "text, prompt_tokens, completion_tokens, finish"
 
 
 def digest(settings: JudgeSettings, template: Template, prompt: str, first: str, second: str) -> str:
@@ -46,6 +47,7 @@ class Cache:
                     "CREATE TABLE IF NOT EXISTS answers "
                     "(key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER)"
                 )
+                self._add_finish()
             except sqlite3.DatabaseError as error:
                 self._connection.close()
                 raise ValueError(f"{path}: want an SQLite file of answers, got: {error}") from error
@@ -58,19 +60,25 @@ class Cache:
     ) -> None:
         self._connection.close()
 
+    def _add_finish(self) -> None:
+        """A file from before answers had it: theirs is NULL, unknown."""
+        columns = {column[1] for column in self._connection.execute("PRAGMA table_info(answers)")}
+        if "finish" not in columns:
+            self._connection.execute("ALTER TABLE answers ADD COLUMN finish TEXT")
+
     def get(self, key: str) -> Answer | None:
-        row = self._connection.execute(
-            "SELECT text, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
-        ).fetchone()
-        return None if row is None else Answer(text=row[0], prompt_tokens=row[1], completion_tokens=row[2])
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        return Answer(text=row[0], prompt_tokens=row[1], completion_tokens=row[2], finish=row[3])
 
     def put(self, key: str, answer: Answer) -> Answer:
         """-> what is kept: another process's answer, if it came first."""
         if answer.error is not None:
             raise ValueError(f"Cache.put: want an answer, got the failure {answer.error!r}")
         self._connection.execute(
-            "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)",
-            (key, answer.text, answer.prompt_tokens, answer.completion_tokens),
+            f"INSERT OR IGNORE INTO answers (key, {_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
+            (key, answer.text, answer.prompt_tokens, answer.completion_tokens, answer.finish),
         )
         kept = self.get(key)
         assert kept is not None, "what was put is there"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.verdicts import Verdict
+from evaluation.judging.verdicts import Verdict
 
 _CHARACTERS = 4  # a token of English text, about
 _ANSWER = 120  # tokens of an answer, as long as none has come

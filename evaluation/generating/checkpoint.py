@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def _check_path(path: str) -> None:
 
 def _template(given: str) -> str:
     """Neither a template nor a file that is there: a mistyped file's name would be said to every prompt."""
-    if Path(given).is_file():
+    if os.path.isfile(given):  # not Path's, which fails on a template that is longer than a file's name may be
         return Path(given).read_text(encoding="utf-8")
     if "{" not in given:
         raise FileNotFoundError(f"chat_template: want a file or a template, got {given!r}")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from evaluation.judging.templates import Template, transcript
+from evaluation.judging.verdicts import Order
 from evaluation.responses import Response
-from evaluation.templates import Template, transcript
-from evaluation.verdicts import Order
 
 ORDERS = ("both", "random")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,21 @@ from typing import Any
 
 import torch
 
-from evaluation import responses
-from evaluation.checkpoint import Checkpoint, open_checkpoint
-from evaluation.generating import Request
-from evaluation.prompts import Codec, Prompt, Prompts, answer_of, read_prompts
+from evaluation import files, responses
+from evaluation.generating.checkpoint import Checkpoint, open_checkpoint
+from evaluation.generating.hf_engine import Request
+from evaluation.generating.prompts import (
+    Codec,
+    Prompt,
+    Prompts,
+    answer_of,
+    read_prompts,
+    read_template_args,
+    template_digest,
+)
+from evaluation.generating.sampling import PRESETS, Sampling, row_seed
+from evaluation.generating.vllm_engine import vllm_module
 from evaluation.responses import Response
-from evaluation.sampling import PRESETS, Sampling, row_seed
-from evaluation.vllm_generating import vllm_module
 from train.data.sources import Source
 
 ENGINES: Mapping[str, int] = {"hf": 16, "vllm": 1024}  # engine: responses of a batch
@@ -50,7 +56,7 @@ class Plan:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    sampling, template_args = _sampling(args), _template_args(args.chat_template_args)
+    sampling, template_args = _sampling(args), read_template_args(args.chat_template_args)
     batch_size = _batch_size(args)
     _check_engine(args)
     found = _prompts(args)
@@ -59,10 +65,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         chat_template=args.chat_template,
     )  # fmt: skip
     codec = Codec(tokenizer, template_args)
-    template = hashlib.sha256(json.dumps([tokenizer.chat_template, template_args], sort_keys=True).encode())
     settings = {
         **sampling.settings(), "engine": args.engine, "dtype": checkpoint.dtype, "content": checkpoint.content,
-        "template": template.hexdigest()[:16],
+        "template": template_digest(tokenizer, template_args),
     }  # fmt: skip
     return Plan(
         checkpoint=checkpoint, sampling=sampling, codec=codec, prompts=found.prompts,
@@ -107,7 +112,7 @@ def _kept(
 ) -> dict[tuple[str, int], Response]:
     """What --out has; every line must be of this model and these settings."""
     there_already, torn = responses.read_begun(out)
-    contents = {prompt.id: prompt.content for prompt in prompts}
+    asked = {prompt.id: (prompt.content, prompt.tools, dict(prompt.template_args)) for prompt in prompts}
     kept = {}
     for row in there_already:
         there = {"model": row.model, "seed": row.seed, **row.sampling}
@@ -116,11 +121,15 @@ def _kept(
         if names:
             told = "; ".join(f"{name}: {there.get(name)!r} there, {here.get(name)!r} here" for name in names)
             raise ValueError(f"{out}, prompt {row.prompt_id}: want the same model and settings, got {told}")
-        if contents.get(row.prompt_id, row.prompt) != row.prompt:
-            raise ValueError(f"{out}, prompt {row.prompt_id}: want the same prompt, got another of this id")
+        context = row.prompt, row.tools, dict(row.template_args)
+        if asked.get(row.prompt_id, context) != context:
+            raise ValueError(
+                f"{out}, prompt {row.prompt_id}: want the same prompt, with the same tools and chat_template_kwargs, "
+                "got another of this id"
+            )
         kept[row.key] = row
     if torn:
-        responses.cut(out, torn)
+        files.cut(out, torn)
         print(f"{out}: the last line was not finished, {torn} bytes cut off")
     return kept
 
@@ -129,16 +138,6 @@ def _sampling(args: argparse.Namespace) -> Sampling:
     base = PRESETS[args.preset] if args.preset else Sampling()
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Sampling)}
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
-
-
-def _template_args(given: str) -> dict[str, Any]:
-    try:
-        made = json.loads(given)
-    except ValueError:
-        made = None
-    if not isinstance(made, dict):
-        raise ValueError(f"--chat-template-args: want a JSON object, got {given!r}")
-    return made
 
 
 def _check_engine(args: argparse.Namespace) -> None:

@@ -6,19 +6,45 @@ Responses come in pairs: sample i of the file --a and sample i of the file --b f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from evaluation.responses import write_rows
+from evaluation.files import append_rows, cut, torn_bytes
 
 Order = Literal["ab", "ba"]
-Choice = Literal["a", "b", "tie"]
+Winner = Literal["a", "b", "tie"]
+
+# what --out of evaluation.winrate holds: in a folder a model, and above them
+VERDICTS, ABOUT = "verdicts.jsonl", "about.json"
+REPORT = ("report.md", "report.json", "report.png", "per_prompt.jsonl")
 
 _SCORES = {"a": 1.0, "tie": 0.5, "b": 0.0}
 _INTEGERS = ("sample", "prompt_tokens", "completion_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the verdicts of a folder depend on."""
+
+    judge: str
+    url: str
+    sampling: dict[str, float | int]
+    template: str
+    orders: str
+    seed: int | None  # of random orders
+    pairs: str  # digest
+
+
+def read_about(path: Path) -> About:
+    if not path.exists():
+        raise ValueError(f"{path.parent}: want {ABOUT} beside {VERDICTS}, got none")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return About(**found)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: want an object with what verdicts depend on, got: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +53,20 @@ class Verdict:
 
     order "ab" showed the response of --a first. verdict: after undoing the order, "a" is always the file --a; None
     where there is none. error: why no answer came (verdict is None then); None where one came, whether or not a
-    verdict could be read from it.
+    verdict could be read from it. finish: how the answer ended, as the server says; None where it does not.
     """
 
     prompt_id: str
     sample: int = 0
     order: Order
-    verdict: Choice | None
+    verdict: Winner | None
     raw: str = ""
     error: str | None = None
     judge: str = ""
     template: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    finish: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt_id", "raw", "judge", "template"):
@@ -53,14 +80,23 @@ class Verdict:
                 raise ValueError(f"Verdict: want {name} an integer >= 0, got {value!r}")
         if self.order not in get_args(Order):
             raise ValueError(f'Verdict: want order "ab" or "ba", got {self.order!r}')
-        if self.verdict is not None and self.verdict not in get_args(Choice):
+        if self.verdict is not None and self.verdict not in get_args(Winner):
             raise ValueError(f'Verdict: want verdict "a", "b", "tie" or null, got {self.verdict!r}')
         if self.error is not None and (not isinstance(self.error, str) or self.verdict is not None):
             raise ValueError(f"Verdict: want error a string, without a verdict, got {self.error!r}, {self.verdict!r}")
+        if self.finish is not None and not isinstance(self.finish, str):
+            raise TypeError(f"Verdict: want finish a string, got {self.finish!r}")
+        if self.cut and self.verdict is not None:
+            raise ValueError(f"Verdict: want no verdict of an answer that was cut, got {self.verdict!r}")
 
     @property
     def key(self) -> tuple[str, int, str]:
         return self.prompt_id, self.sample, self.order
+
+    @property
+    def cut(self) -> bool:
+        """At the limit of an answer's tokens: what its last line says is not where the judge would have ended."""
+        return self.finish == "length"
 
     @property
     def first_place(self) -> bool | None:
@@ -68,14 +104,12 @@ class Verdict:
         return None if self.verdict in (None, "tie") else self.verdict == self.order[0]
 
 
-def read(path: str | os.PathLike[str]) -> list[Verdict]:
+def read(path: Path) -> list[Verdict]:
     """Every verdict of a file, in its order."""
     found = []
-    with open(path, encoding="utf-8", newline="\n") as lines:
+    with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                if not line.endswith("\n"):
-                    raise ValueError("want a whole line, got one without its end (see drop_torn_line)")
                 found.append(_from_json(json.loads(line)))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
@@ -92,39 +126,25 @@ def _from_json(record: Any) -> Verdict:
     return Verdict(**record)
 
 
-def append(path: str | os.PathLike[str], verdicts: Iterable[Verdict]) -> None:
-    """Adds whole lines in one write, and has them on the disk when it returns."""
-    data = "".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts).encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            raise ValueError(f"{path}: want a last line with its end, got a torn one (see drop_torn_line)")
-        written = os.write(descriptor, data)
-        if written != len(data):
-            raise OSError(f"{path}: want {len(data)} bytes written, got {written}; its last line is torn")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def append(path: Path, verdicts: Iterable[Verdict]) -> None:
+    append_rows(path, map(asdict, verdicts))
 
 
-def drop_torn_line(path: str | os.PathLike[str]) -> int:
-    """-> bytes cut off: of a last line that a power cut or a full disk left without its end. No file has none."""
-    if not os.path.exists(path):
-        return 0
-    content = Path(path).read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return len(content) - whole
+def drop_torn_line(path: Path) -> int:
+    """-> bytes cut off, of a last line that is not whole. No file has none."""
+    torn = torn_bytes(path.read_bytes()) if path.exists() else 0
+    if torn:
+        cut(path, torn)
+    return torn
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One pair: score 1 where --a won, 0.5 tie, 0 --b won, None unscored.
 
-    consistent: whether both orders agree, None without two verdicts. unparsable: answers without a verdict. failed:
-    orders that got no answer. judged: verdicts; of those, ties; first_wins: those for the response shown first.
+    consistent: whether both orders agree, None without two verdicts. unparsable: answers without a verdict; cut: those
+    of them that ran into the limit of tokens. failed: orders that got no answer. judged: verdicts; of those, ties;
+    first_wins: those for the response shown first.
     """
 
     prompt_id: str
@@ -132,6 +152,7 @@ class Outcome:
     score: float | None
     consistent: bool | None
     unparsable: int
+    cut: int
     failed: int
     first_wins: int
     ties: int
@@ -178,13 +199,9 @@ def _outcome(orders: Sequence[Verdict]) -> Outcome:
         score=score,
         consistent=consistent,
         unparsable=sum(verdict.verdict is None and verdict.error is None for verdict in orders),
+        cut=sum(verdict.cut for verdict in orders),
         failed=sum(verdict.error is not None for verdict in orders),
         first_wins=sum(verdict.first_place is True for verdict in orders),
         ties=given.count("tie"),
         judged=len(given),
     )
-
-
-def write_outcomes(path: str | os.PathLike[str], found: Iterable[Outcome]) -> None:
-    """A line a pair."""
-    write_rows(Path(path), (asdict(outcome) for outcome in found))

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import Interval, bootstrap, wilson
-from evaluation.length_control import LengthControlled, length_controlled
-from evaluation.verdicts import Outcome
+from evaluation.judging.verdicts import Outcome
+from evaluation.reporting.intervals import Interval, bootstrap, wilson
+from evaluation.reporting.length_control import LengthControlled, length_controlled
 
 Lengths = Mapping[tuple[str, int], tuple[int, int]]  # (prompt_id, sample) -> characters of the responses of --a, --b
+COUNTS = ("judged", "unparsable", "cut", "failed")  # of verdicts: of an Outcome, of a prompt, of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Summary:
     ties: int
     first_wins: int
     unparsable: int
+    cut: int
     failed: int
     level: float
     draws: int
@@ -86,16 +88,48 @@ def by_prompt(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     return found
 
 
-def mean_of(values: Iterable[float]) -> list[float]:
-    """-> [their mean], or [] where there are none: a prompt that has nothing to say about a share."""
-    found = list(values)
-    return [math.fsum(found) / len(found)] if found else []
+@dataclass(frozen=True, kw_only=True)
+class PromptShares:
+    """What a prompt adds to the shares: means over its samples, None where it adds nothing; and its counts."""
+
+    prompt_id: str
+    score: float | None
+    win: float | None
+    tie: float | None
+    loss: float | None
+    consistent: float | None
+    first_place: float | None
+    samples: int
+    scored: int
+    judged: int
+    unparsable: int
+    cut: int
+    failed: int
 
 
-def first_place_of(samples: Sequence[Outcome]) -> list[float]:
-    """-> [the share of a prompt's verdicts that went to the first place], or [] where all are ties."""
+def of_prompts(outcomes: Iterable[Outcome]) -> list[PromptShares]:
+    return [_of_prompt(prompt_id, samples) for prompt_id, samples in by_prompt(outcomes).items()]
+
+
+def _of_prompt(prompt_id: str, samples: Sequence[Outcome]) -> PromptShares:
+    scores = [outcome.score for outcome in samples if outcome.score is not None]
     decided = sum(outcome.judged - outcome.ties for outcome in samples)
-    return [sum(outcome.first_wins for outcome in samples) / decided] if decided else []
+    return PromptShares(
+        prompt_id=prompt_id,
+        score=_mean(scores),
+        win=_mean([float(score == 1.0) for score in scores]),
+        tie=_mean([float(score == 0.5) for score in scores]),
+        loss=_mean([float(score == 0.0) for score in scores]),
+        consistent=_mean([float(outcome.consistent) for outcome in samples if outcome.consistent is not None]),
+        first_place=sum(outcome.first_wins for outcome in samples) / decided if decided else None,
+        samples=len(samples),
+        scored=len(scores),
+        **{name: sum(getattr(outcome, name) for outcome in samples) for name in COUNTS},
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def summarise(
@@ -106,22 +140,20 @@ def summarise(
     seen = {(outcome.prompt_id, outcome.sample) for outcome in outcomes}
     if len(seen) != len(outcomes):
         raise ValueError(f"summarise: want one outcome a pair, got {len(outcomes)} of {len(seen)} pairs")
-    prompts = list(by_prompt(outcomes).values())
+    prompts = of_prompts(outcomes)
     scored = [outcome for outcome in outcomes if outcome.score is not None]
 
-    def over_prompts(values: Iterable[list[float]]) -> Share:
-        return share([value for found in values for value in found], seed=seed, draws=draws, level=level)
-
-    def of_score(wanted: float) -> Share:
-        return over_prompts(mean_of(float(o.score == wanted) for o in p if o.score is not None) for p in prompts)
+    def over_prompts(name: str) -> Share:
+        values = [getattr(prompt, name) for prompt in prompts]
+        return share([value for value in values if value is not None], seed=seed, draws=draws, level=level)
 
     return Summary(
-        win=of_score(1.0),
-        tie=of_score(0.5),
-        loss=of_score(0.0),
-        win_rate=over_prompts(mean_of(o.score for o in p if o.score is not None) for p in prompts),
-        consistency=over_prompts(mean_of(float(o.consistent) for o in p if o.consistent is not None) for p in prompts),
-        first_place=over_prompts(first_place_of(p) for p in prompts),
+        win=over_prompts("win"),
+        tie=over_prompts("tie"),
+        loss=over_prompts("loss"),
+        win_rate=over_prompts("score"),
+        consistency=over_prompts("consistent"),
+        first_place=over_prompts("first_place"),
         length_controlled=None if lengths is None else _controlled(scored, lengths, seed, level, length_draws),
         mean_lengths=None if lengths is None else _mean_lengths(scored, lengths),
         prompts=len(prompts),
@@ -129,15 +161,13 @@ def summarise(
         scored=len(scored),
         inconsistent=sum(outcome.consistent is False for outcome in outcomes),
         orders=max((o.judged + o.unparsable + o.failed for o in outcomes), default=0),
-        judged=sum(outcome.judged for outcome in outcomes),
         ties=sum(outcome.ties for outcome in outcomes),
         first_wins=sum(outcome.first_wins for outcome in outcomes),
-        unparsable=sum(outcome.unparsable for outcome in outcomes),
-        failed=sum(outcome.failed for outcome in outcomes),
         level=level,
         draws=draws,
         length_draws=length_draws,
         seed=seed,
+        **{name: sum(getattr(outcome, name) for outcome in outcomes) for name in COUNTS},
     )
 
 

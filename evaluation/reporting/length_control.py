@@ -24,7 +24,7 @@ from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from evaluation.intervals import Interval
+from evaluation.reporting.intervals import Interval
 
 Floats = NDArray[np.float64]
 

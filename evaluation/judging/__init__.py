@@ -1,0 +1,1 @@
+"""Pairs of responses -> verdicts of a judge."""

@@ -1,0 +1,1 @@
+"""Responses to one prompt -> how different they are."""

@@ -1,0 +1,1 @@
+"""Outcomes -> shares with intervals, and what is shown of them."""
