@@ -109,14 +109,45 @@ void add_rows(Tensor out, Tensor index, Tensor rows, std::optional<Tensor> facto
   torch::stable::parallel_for(0, D, kColumnsOfAThread, [&](int64_t begin, int64_t end) { add_rows(all, begin, end); });
 }
 
+void column_sums(Tensor e, Tensor f, Tensor g, Tensor out) {
+  constexpr const char* op = "column_sums";
+  STD_TORCH_CHECK(e.dim() == 2, op, ": want e [n, V], got ", shown(e));
+  const int64_t n = e.size(0), V = e.size(1);
+  const expo::Summing all{matrix(op, "e", e, n, V, false),
+                          vector_of<const float>(op, "f", f, ScalarType::Float, n),
+                          vector_of<const float>(op, "g", g, ScalarType::Float, n),
+                          floats(op, "out", out, 3, V), out.stride(0), n};
+  expo::level();
+  torch::stable::parallel_for(0, V, kColumnsOfAThread, [&](int64_t begin, int64_t end) { column_sums(all, begin, end); });
+}
+
+void group_sums(Tensor e, Tensor group, Tensor sums) {
+  constexpr const char* op = "group_sums";
+  STD_TORCH_CHECK(e.dim() == 2 && sums.dim() == 2, op, ": want e [n, V] and sums [n, groups]");
+  const int64_t n = e.size(0), V = e.size(1), groups = sums.size(1);
+  const expo::Grouping all{matrix(op, "e", e, n, V, false), places(op, "group", group, V, groups),
+                           floats(op, "sums", sums, n, groups), sums.stride(0), groups, V};
+  torch::stable::parallel_for(0, n, kRowsOfAThread, [&](int64_t begin, int64_t end) { group_sums(all, begin, end); });
+}
+
 void gather_columns(Tensor from, Tensor columns, Tensor to) {
   constexpr const char* op = "gather_columns";
-  STD_TORCH_CHECK(from.dim() == 2 && columns.dim() == 1 && to.scalar_type() == from.scalar_type(), op,
-                  ": want from [n, V], columns [k], and to [n, k] of the same type");
+  STD_TORCH_CHECK(from.dim() == 2 && columns.dim() == 1, op, ": want from [n, V] and columns [k]");
   const int64_t n = from.size(0), k = columns.size(0);
   const expo::Gathering all{matrix(op, "from", from, n, from.size(1), false),
-                            places(op, "columns", columns, k, from.size(1)), matrix(op, "to", to, n, k, false), k};
+                            places(op, "columns", columns, k, from.size(1)), floats(op, "to", to, n, k), to.stride(0), k};
   torch::stable::parallel_for(0, n, kRowsOfAThread, [&](int64_t begin, int64_t end) { gather_columns(all, begin, end); });
+}
+
+void gather_rows(Tensor from, Tensor index, std::optional<Tensor> factor, Tensor to) {
+  constexpr const char* op = "gather_rows";
+  STD_TORCH_CHECK(from.dim() == 2 && index.dim() == 1, op, ": want from [V, D] and index [k]");
+  const int64_t k = index.size(0), D = from.size(1);
+  const expo::RowGathering all{matrix(op, "from", from, -1, D, true), places(op, "index", index, k, from.size(0)),
+                               factor ? vector_of<const float>(op, "factor", *factor, ScalarType::Float, k) : nullptr,
+                               floats(op, "to", to, k, D), to.stride(0), D};
+  expo::level();
+  torch::stable::parallel_for(0, k, kRowsOfAThread, [&](int64_t begin, int64_t end) { gather_rows(all, begin, end); });
 }
 
 void segment_sum(Tensor values, Tensor offsets, Tensor sums) {
@@ -142,7 +173,10 @@ STABLE_TORCH_LIBRARY(expo_kernels_native, m) {
       "Tensor(b!) numbers, Tensor(c!)? is_argmax) -> ()");
   m.def("finish_rows(Tensor(a!) dh, Tensor crowd, Tensor label, Tensor w, Tensor y) -> ()");
   m.def("add_rows(Tensor(a!) out, Tensor index, Tensor rows, Tensor? factor) -> ()");
+  m.def("column_sums(Tensor e, Tensor f, Tensor g, Tensor(a!) out) -> ()");
+  m.def("group_sums(Tensor e, Tensor group, Tensor(a!) sums) -> ()");
   m.def("gather_columns(Tensor from, Tensor columns, Tensor(a!) to) -> ()");
+  m.def("gather_rows(Tensor from, Tensor index, Tensor? factor, Tensor(a!) to) -> ()");
   m.def("segment_sum(Tensor values, Tensor offsets, Tensor(a!) sums) -> ()");
   m.def("level() -> str");
 }
@@ -151,7 +185,10 @@ STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CPU, m) {
   m.impl("score_rows", TORCH_BOX(&score_rows));
   m.impl("finish_rows", TORCH_BOX(&finish_rows));
   m.impl("add_rows", TORCH_BOX(&add_rows));
+  m.impl("column_sums", TORCH_BOX(&column_sums));
+  m.impl("group_sums", TORCH_BOX(&group_sums));
   m.impl("gather_columns", TORCH_BOX(&gather_columns));
+  m.impl("gather_rows", TORCH_BOX(&gather_rows));
   m.impl("segment_sum", TORCH_BOX(&segment_sum));
 }
 

@@ -5,6 +5,7 @@ The mission's module is expo_kernels.fused_expo_loss; this page lists everything
 
 from expo_kernels.fused_expo_loss import expo_loss, preference_loss
 from expo_kernels.logprob import sequence_logprob, token_logprob, token_stats
+from expo_kernels.sparsity import Certified, SparsityReport, Unbiased
 from expo_kernels.types import (
     Batch,
     Divisors,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Certified",
     "Divisors",
     "Execution",
     "HeadOptions",
@@ -31,8 +33,10 @@ __all__ = [
     "Needs",
     "Objective",
     "SequenceLogprobs",
+    "SparsityReport",
     "Terms",
     "TokenStats",
+    "Unbiased",
     "expo_loss",
     "preference_loss",
     "sequence_logprob",

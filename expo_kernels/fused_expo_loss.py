@@ -13,6 +13,7 @@ from expo_kernels.inputs import as_batch, check_stats, make_evaluation, make_pro
 from expo_kernels.layout import with_declared_weights
 from expo_kernels.objectives import ExpoComp, ExpoReg
 from expo_kernels.ops.preference import preference
+from expo_kernels.sparsity import Sparsity
 from expo_kernels.types import Batch, Divisors, Execution, HeadOptions, LossOutput, Objective
 
 __all__ = ["expo_loss", "preference_loss"]
@@ -69,7 +70,7 @@ def expo_loss(
     logit_scale: float = 1.0,
     backend: str = "auto",
     workspace_bytes: int | None = None,
-    sparsity: object | None = None,
+    sparsity: Sparsity | None = None,
     stats: tuple[str, ...] = (),
     samples: str | None = None,
 ) -> LossOutput:

@@ -1,4 +1,4 @@
-"""The values that cross layers. They hold data and import nothing of ours.
+"""The values that cross layers. They hold data.
 
 Vocabulary, the same in every file:
     N scored tokens   S sequences   P groups (pairs, most often)   K roles, the sequences of one group   A anchors
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from expo_kernels.sparsity import Sparsity, SparsityReport
 
 IGNORE = -100  # the label of a token that is not scored
 
@@ -197,7 +199,8 @@ class Execution:
 
     backend: str = "auto"
     workspace_bytes: int | None = None  # None: 1 GiB
-    sparsity: object | None = None  # None: exact
+    sparsity: Sparsity | None = None  # None: the exact gradient; Certified(...), Unbiased(...)
+    on_sparsity: Callable[[SparsityReport], None] | None = None  # sequence_logprob, token_logprob: told in backward
     weight_gradient_out: Tensor | None = None  # [V, D] in the accumulator's dtype
     skip_inactive: bool | None = (
         None  # leave rows with c = 0 out of backprop; None: where that costs no synchronisation
@@ -230,4 +233,4 @@ class LossOutput(NamedTuple):
     terms: LossTerms
     empty: int  # groups with an empty sequence, hence inactive
     stats: Mapping[str, Tensor]  # what `stats` asked for, per token [N]
-    sparsity: object | None  # the report of a sparse gradient; None when exact
+    sparsity: SparsityReport | None  # what a sparse gradient left out; None for an exact one

@@ -14,21 +14,22 @@ from expo_kernels import fused_expo_loss, layout, objectives
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "expo_kernels"
 MAY_IMPORT = {  # layer: the layers below it
-    "types": set(),
+    "sparsity": set(),
+    "types": {"sparsity"},
     "layout": {"types"},
     "objectives": {"types"},
     "reference": {"types", "layout"},
-    "kernels": {"types"},
-    "ops": {"kernels", "layout", "types"},
-    "inputs": {"ops", "kernels", "layout", "types"},
+    "kernels": {"types", "sparsity"},
+    "ops": {"kernels", "layout", "types", "sparsity"},
+    "inputs": {"ops", "kernels", "layout", "types", "sparsity"},
     "logprob": {"inputs", "ops", "layout", "types"},
-    "fused_expo_loss": {"inputs", "ops", "objectives", "layout", "types"},
+    "fused_expo_loss": {"inputs", "ops", "objectives", "layout", "types", "sparsity"},
     "head": {"fused_expo_loss", "logprob", "layout", "types"},
-    "__init__": {"fused_expo_loss", "logprob", "types"},
+    "__init__": {"fused_expo_loss", "logprob", "types", "sparsity"},
     "__main__": {"kernels"},
 }
 # what the folders beside us may import
-OUTSIDE = {"reference", "fused_expo_loss", "head", "layout", "objectives", "types"}
+OUTSIDE = {"reference", "fused_expo_loss", "head", "layout", "objectives", "sparsity", "types"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

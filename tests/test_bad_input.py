@@ -249,12 +249,6 @@ def test_bad_input(name):
         call()
 
 
-def test_what_is_not_built_raises():
-    for call in (execute, expo):
-        with pytest.raises(NotImplementedError, match="not part of this version"):
-            call(sparsity=0.1)
-
-
 def test_stats_as_a_string():
     with pytest.raises(TypeError, match="tuple of names"):
         loss(stats="entropy")

@@ -45,7 +45,10 @@ def test_opcheck(dtype, ops):
         (None, None, torch.tensor([0, 4]), True),
         (torch.zeros(V, D), None, None, False),
     ):
-        opcheck(ops.backprop, (stored, row, row, y, row, h, w, 1.1, dw, db, rows, need_h, 1 << 16))
+        own = (stored, row, row, y, row, h, w, 1.1, dw, db, rows, need_h, 1 << 16)
+        opcheck(ops.backprop, own)
+        for rule in (("row", 0.1, 0, 5), ("unbiased", 2.0, 3, 5)):
+            opcheck(ops.sparse_backprop, (*own, *rule))
     opcheck(ops.segment_sum, (row, torch.tensor([0, 4, 4, 9])))
 
 

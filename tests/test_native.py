@@ -183,16 +183,50 @@ def test_labels_parts_by_rows(dtype, D):
 
 
 @built
-def test_columns_and_segments():
-    x = torch.randn(6, 40).bfloat16()
-    columns = torch.tensor([3, 39, 0, 3])
-    to = torch.empty(6, 4, dtype=torch.bfloat16)
-    csrc.ops().gather_columns(x[:, ::1], columns, to)
-    assert torch.equal(to, x[:, columns])
+def test_segments():
     values, offsets, sums = torch.randn(1000), torch.tensor([0, 0, 10, 999, 1000]), torch.empty(4)
     csrc.ops().segment_sum(values, offsets, sums)
     want = [values[a:b].double().sum().float() for a, b in itertools.pairwise(offsets.tolist())]
     assert torch.equal(sums, torch.stack(want))
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("V", [1, 5, 64, 1031])
+def test_what_a_sparse_gradient_asks_of_columns(dtype, V):
+    n = 37
+    e = torch.rand(n, V).to(dtype)
+    e[:, ::3] = 0
+    f, g, out = torch.rand(n), torch.rand(n), torch.empty(3, V)
+    csrc.ops().column_sums(e, f, g, out)
+    weighted = e.double() * f.double()[:, None]
+    want = torch.stack([weighted.square().sum(0), (e.double() * g.double()[:, None]).sum(0), weighted.amax(0)])
+    assert off_by(out, want) < 1e-6
+    again = torch.empty(3, V)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    csrc.ops().column_sums(e, f, g, again)
+    torch.set_num_threads(threads)
+    assert torch.equal(out, again)
+    group, sums = torch.arange(V) % 7, torch.empty(n, 7)
+    csrc.ops().group_sums(e, group, sums)
+    assert off_by(sums, torch.zeros(n, 7, dtype=torch.float64).index_add(1, group, e.double())) < 1e-6
+    columns = torch.randperm(V)[: max(V // 2, 1)]
+    to = torch.empty(n, len(columns))
+    csrc.ops().gather_columns(e, columns, to)
+    assert torch.equal(to, e[:, columns].float())
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("D", [1, 7, 64, 131])
+def test_rows_are_gathered(dtype, D):
+    w, index, factor = torch.randn(9, D).to(dtype), torch.tensor([8, 0, 3, 3]), torch.randn(4)
+    to = torch.empty(4, D)
+    csrc.ops().gather_rows(w, index, factor, to)
+    assert torch.equal(to, w[index].float() * factor[:, None])
+    csrc.ops().gather_rows(w, index, None, to)
+    assert torch.equal(to, w[index].float())
 
 
 WRONG = {
@@ -212,6 +246,11 @@ WRONG = {
     "dh and w differ": lambda o: o.finish_rows(Z.clone(), Y.float(), Y.float(), torch.zeros(2, 3), Y),
     "columns beyond the end": lambda o: o.gather_columns(Z, torch.tensor([9]), torch.zeros(4, 1)),
     "other numbers": lambda o: o.gather_columns(Z, torch.tensor([0]), torch.zeros(4, 1).bfloat16()),
+    "sums too few": lambda o: o.column_sums(Z, Y.float(), Y.float(), torch.zeros(2, 9)),
+    "factors of another size": lambda o: o.column_sums(Z, Y.float()[:3], Y.float(), torch.zeros(3, 9)),
+    "a group beyond the end": lambda o: o.group_sums(Z, torch.full((9,), 2), torch.zeros(4, 2)),
+    "groups too few": lambda o: o.group_sums(Z, torch.zeros(8, dtype=torch.long), torch.zeros(4, 2)),
+    "a row beyond the end": lambda o: o.gather_rows(Z, torch.tensor([4]), None, torch.zeros(1, 9)),
     "offsets beyond the end": lambda o: o.segment_sum(torch.zeros(3), torch.tensor([0, 4]), torch.zeros(1)),
     "falling offsets": lambda o: o.segment_sum(torch.zeros(3), torch.tensor([0, 3, 2]), torch.zeros(2)),
 }

@@ -2,7 +2,8 @@
 
 Names are TRL's where the meaning is. A reward is what the objective calls one (for EXPO, which has no implicit reward,
 the policy's own reduced log-prob); a margin is the objective's. `kl` is the mean of reference - policy log-probs of the
-responses: of KL(pi_ref || pi) where the responses are samples of the reference.
+responses: of KL(pi_ref || pi) where the responses are samples of the reference. `sparsity/...` is what the head's
+gradient left out (expo_kernels.SparsityReport).
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Meter:
         steepest = out.terms.coefficients[: K * P].view(K, P).abs().amax(0)
         self.steepness.append(torch.where(active, steepest, torch.nan))
         self._token_means(out)
+        self._sparsity(out)
         self.new_tokens += micro.tokens + (micro.others.tokens if micro.others else 0)
 
     def _by_stage(self, seq: Tensor, rewards: Tensor, active: Tensor, micro: MicroBatch) -> None:
@@ -86,6 +88,11 @@ class Meter:
             if key in out.stats:
                 values = out.stats[key].double()
                 self._mean(name, values, torch.ones_like(values, dtype=torch.bool))
+
+    def _sparsity(self, out: LossOutput) -> None:
+        """Means over micro-batches."""
+        for name, value in (out.sparsity._asdict() if out.sparsity is not None else {}).items():
+            self._mean(f"sparsity/{name}", value, torch.ones_like(value, dtype=torch.bool))
 
     def _mean(self, name: str, values: Tensor, mask: Tensor) -> None:
         total, count = torch.where(mask, values.double(), 0.0).sum(), mask.sum().double()

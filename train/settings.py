@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 INSTEAD = {"num_train_epochs": "max_steps", "per_device_train_batch_size": "max_tokens"}  # a key: what rules it
 PACKING = ("none", "auto", "mask", "varlen", "flash")
+SPARSITY = ("none", "certified", "unbiased")
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -61,6 +62,9 @@ class ModelSettings(Group):
     shared_prompts: bool = key(False, "compute a group's prompt once for all its responses, where packing is by mask")
     backend: str = key("auto", "of the fused loss", one_of("auto", "plain", "triton", "native"))
     workspace_mb: int = key(1024, "workspace of the fused loss in MiB", COUNT)
+    sparsity: str = key("none", "columns of the vocabulary left out of the head's gradient", one_of(*SPARSITY))
+    sparsity_tau: float = key(0.01, "certified: mass of the softmax that every row may lose", FRACTION)
+    sparsity_theta: float = key(0.004, "unbiased: norm from which on a column is certain to be kept", POSITIVE)
 
     def contradictions(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
@@ -69,6 +73,10 @@ class ModelSettings(Group):
                 yield f"{field.name} and lora_r: want lora_r above 0 with {field.name}, got lora_r 0"
         if self.shared_prompts and self.packing == "none":
             yield "shared_prompts and packing: want packing other than none with shared_prompts, got none"
+        for name, owner in (("sparsity_tau", "certified"), ("sparsity_theta", "unbiased")):
+            default = next(field.default for field in dataclasses.fields(self) if field.name == name)
+            if getattr(self, name) != default and self.sparsity != owner:
+                yield f"{name} and sparsity: want sparsity {owner} with {name}, got {self.sparsity}"
         names = self.lora_target_modules
         if isinstance(names, tuple) and (not names or "all-linear" in names):
             yield f"lora_target_modules: want names of modules or all-linear alone, got {list(names)}"

@@ -7,6 +7,7 @@ micro-batch's loss is its part of the step's mean -> gradients add up over micro
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -36,6 +37,7 @@ from train.reference import score
 from train.reference_point import reference_point
 from train.resume import mend
 from train.settings import Settings
+from train.sparsity import sparsity_rule
 from train.stage import Stage
 from train.stopping import Stop
 
@@ -130,9 +132,14 @@ class PreferenceTrainer(Trainer):
         watched = ("entropy", "is_argmax") if not torch.is_grad_enabled() or self.settings.output.token_stats else ()
         scoring = type(self).scoring(
             batch=micro.batch, objective=self.stage.objective, reference=reference, columns=columns, divisor=divisors,
-            execution=self.execution, stats=watched, router_weight=self._router_weight(),
+            execution=self._execution(), stats=watched, router_weight=self._router_weight(),
         )  # fmt: skip
         return model(**self.packing.model_inputs(micro.inputs), scoring=scoring), reference
+
+    def _execution(self) -> Execution:
+        """Columns are drawn anew for each micro-batch of each rank, and the same ones by a run that is resumed."""
+        rule = sparsity_rule(self.settings, self.state.global_step, len(self.unchecked), rank())
+        return dataclasses.replace(self.execution, sparsity=rule)
 
     def _router_weight(self) -> float:
         """A mean over the step's micro-batches, and over ranks; in training."""

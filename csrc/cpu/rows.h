@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 namespace expo {
@@ -13,6 +14,10 @@ struct Matrix {
   int64_t stride;  // numbers from one row to the next
   Number number;
 };
+
+// A stored float32 or bfloat16 number, one at a time.
+inline float value(float x) { return x; }
+inline float value(uint16_t x) { return std::bit_cast<float>(uint32_t(x) << 16); }
 
 struct Scoring {
   Matrix z;           // [n, V] logits of the product, float32 or bfloat16
@@ -54,14 +59,51 @@ struct Adding {
 
 void add_rows(const Adding& all, int64_t begin, int64_t end);  // of the D columns
 
+// What a sparse gradient wants: how much each column of e [n, V] matters, what its rows lose with groups of columns, and
+// the columns of e and the rows of w that it keeps.
+
+struct Summing {
+  Matrix e;        // [n, V], float32 or bfloat16
+  const float* f;  // [n]
+  const float* g;  // [n]
+  float* out;      // [3, V]: squares, sums, largest
+  int64_t stride;  // from one of them to the next
+  int64_t n;
+};
+
+void column_sums(const Summing& all, int64_t begin, int64_t end);  // of the V columns
+
+struct Grouping {
+  Matrix e;              // [n, V], float32 or bfloat16
+  const int64_t* group;  // [V]
+  float* sums;           // [n, groups]
+  int64_t stride;
+  int64_t groups;
+  int64_t V;
+};
+
+void group_sums(const Grouping& all, int64_t begin, int64_t end);  // of the n rows
+
 struct Gathering {
   Matrix from;             // [n, V], float32 or bfloat16
   const int64_t* columns;  // [k]
-  Matrix to;               // [n, k] of the same numbers
+  float* to;               // [n, k]
+  int64_t stride;
   int64_t k;
 };
 
 void gather_columns(const Gathering& all, int64_t begin, int64_t end);  // of the n rows
+
+struct RowGathering {
+  Matrix from;           // [V, D]
+  const int64_t* index;  // [k]
+  const float* factor;   // [k] or null: 1
+  float* to;             // [k, D]
+  int64_t stride;
+  int64_t D;
+};
+
+void gather_rows(const RowGathering& all, int64_t begin, int64_t end);  // of the k rows
 
 // values [n], offsets [S + 1] -> sums [S]
 void segment_sum(const float* values, const int64_t* offsets, float* sums, int64_t begin, int64_t end);

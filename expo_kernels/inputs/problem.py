@@ -9,6 +9,7 @@ from expo_kernels.inputs.checks import check_device, check_type
 from expo_kernels.kernels.resolve import resolve
 from expo_kernels.layout import from_padded
 from expo_kernels.ops.problem import Problem
+from expo_kernels.sparsity import Sparsity
 from expo_kernels.types import Batch, Execution, HeadOptions
 
 DEFAULT_WORKSPACE = 1 << 30
@@ -23,8 +24,7 @@ def make_problem(
         ("execution", execution, Execution),
     ):  # fmt: skip
         check_type(where, name, value, kind)
-    if execution.sparsity is not None:
-        raise NotImplementedError(f"{where}: sparsity is not part of this version; None is the exact gradient")
+    _check_sparsity(where, execution)
     if hidden.ndim < 2 or weight.ndim != 2 or hidden.shape[-1] != weight.shape[1] or 0 in weight.shape:
         raise ValueError(
             f"{where}: want hidden [..., D] and weight [V, D], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
@@ -57,9 +57,21 @@ def make_problem(
         batch=batch,
         weight_gradient_out=execution.weight_gradient_out,
         skip_inactive=skip,
+        sparsity=execution.sparsity,
+        on_sparsity=execution.on_sparsity,
     )
     _ = problem.chunk_rows  # the backend's own check: a workspace too small for one row raises here, before any work
     return problem
+
+
+def _check_sparsity(where: str, execution: Execution) -> None:
+    rule, told = execution.sparsity, execution.on_sparsity
+    if rule is not None and not isinstance(rule, Sparsity):
+        raise TypeError(f"{where}: want sparsity None, Certified(...) or Unbiased(...), got {rule!r}")
+    if told is not None and not callable(told):
+        raise TypeError(f"{where}: want on_sparsity a function of a SparsityReport, got {told!r}")
+    if told is not None and rule is None:
+        raise ValueError(f"{where}: want on_sparsity with sparsity only, got no rule to report on")
 
 
 def as_batch(where: str, batch: Batch | Tensor, roles: int) -> Batch:

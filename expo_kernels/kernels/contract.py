@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from expo_kernels.sparsity import Sparsity
 from expo_kernels.types import PairForm
 
 
@@ -59,6 +60,15 @@ class Backend(Protocol):
         """c [n] = dL / dlogp -> dh in the accumulator's dtype, [n, D]; dw and db are added to in place.
 
         rows: only these rows take part, and dh has only them. Not need_h: dh is empty.
+        """
+
+    def sparse_backprop(
+        self, score: Score, c: Tensor, h: Tensor, head: Head, dw: Tensor | None, db: Tensor | None,
+        rows: Tensor | None, need_h: bool, workspace_bytes: int, rule: Sparsity, first: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """backprop with what `rule` leaves out; -> dh and the totals of its report (kernels/sparse/totals.py).
+
+        first: the number of the chunk's first token in its pass, from which random draws follow.
         """
 
     def segment_sum(self, values: Tensor, offsets: Tensor) -> Tensor:

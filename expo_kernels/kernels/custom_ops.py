@@ -6,6 +6,7 @@ A backend's operations take tensors and scalars alone, hence a Head and a Score 
     logprob(h, y, w, bias, softcap, scale, workspace_bytes, stats) -> logp, entropy, is_argmax
     score(h, y, w, bias, softcap, scale, stored, workspace_bytes, stats) -> inverse, pull, logp, entropy, is_argmax
     backprop(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes) -> dh
+    sparse_backprop(what backprop takes, rule, amount, seed, first) -> dh, totals
     segment_sum(values, offsets) -> sums        pair_terms(*form, logp, weights, offsets, lengths, reference)
 """
 
@@ -20,6 +21,9 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from expo_kernels.kernels.contract import Head, Score, Stats, accumulator
+from expo_kernels.kernels.sparse.rules import scalars_of
+from expo_kernels.kernels.sparse.totals import new_totals
+from expo_kernels.sparsity import Sparsity
 from expo_kernels.types import PairForm
 
 
@@ -53,6 +57,15 @@ class CustomOps:
     ) -> Tensor:  # fmt: skip
         return self.ops.backprop(*score, c, h, head.w, head.scale, dw, db, rows, need_h, workspace_bytes)
 
+    def sparse_backprop(
+        self, score: Score, c: Tensor, h: Tensor, head: Head, dw: Tensor | None, db: Tensor | None,
+        rows: Tensor | None, need_h: bool, workspace_bytes: int, rule: Sparsity, first: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        own = scalars_of(rule)
+        return self.ops.sparse_backprop(
+            *score, c, h, head.w, head.scale, dw, db, rows, need_h, workspace_bytes, *own, first
+        )  # fmt: skip
+
     def segment_sum(self, values: Tensor, offsets: Tensor) -> Tensor:
         return self.ops.segment_sum(values, offsets)
 
@@ -63,8 +76,11 @@ class CustomOps:
         return self.ops.pair_terms(*form, logp, weights, offsets, lengths, reference)
 
 
-def register_shapes(logprob: CustomOpDef, score: CustomOpDef, backprop: CustomOpDef, segment_sum: CustomOpDef) -> None:
-    """Tells a compiler what the four operations return."""
+def register_shapes(
+    logprob: CustomOpDef, score: CustomOpDef, backprop: CustomOpDef, sparse_backprop: CustomOpDef,
+    segment_sum: CustomOpDef,
+) -> None:  # fmt: skip
+    """Tells a compiler what the operations return."""
 
     @logprob.register_fake
     def _(h, y, w, bias, softcap, scale, workspace_bytes, stats):
@@ -79,6 +95,11 @@ def register_shapes(logprob: CustomOpDef, score: CustomOpDef, backprop: CustomOp
     def _(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes):
         n = h.shape[0] if rows is None else rows.shape[0]
         return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype))
+
+    @sparse_backprop.register_fake
+    def _(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes, rule, amount, seed, first):
+        n = h.shape[0] if rows is None else rows.shape[0]
+        return h.new_empty(n if need_h else 0, w.shape[1], dtype=accumulator(h.dtype)), new_totals(h.device)
 
     @segment_sum.register_fake
     def _(values, offsets):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Score, Stats
+from expo_kernels.kernels.sparse.totals import merge
 from expo_kernels.ops.gradients import Gradients
 from expo_kernels.ops.problem import Problem
 
@@ -49,10 +50,9 @@ class Chunks:
         score, kernel_stats = self.problem.backend.score(h, y, self.head, self.workspace, bytes_, stats)
         return Scored(score, h), kernel_stats
 
-    def unit_gradient(self, scored: Scored, one: Tensor) -> Tensor:
+    def unit_gradient(self, ranges: Ranges, scored: Scored, one: Tensor, totals: Tensor | None) -> Tensor:
         """d logp / dh of each token, [n, D]: a coefficient of 1 for all."""
-        bytes_ = self.problem.workspace_bytes
-        return self.problem.backend.backprop(scored.score, one, scored.h, self.head, None, None, None, True, bytes_)
+        return self._gradient(ranges, scored, one, None, None, None, True, totals)
 
     def backprop(self, ranges: Ranges, scored: Scored | None, c: Tensor, logp: Tensor, made: Gradients) -> None:
         """c [n] = dL/dlogp: adds to dh, dw and db. scored None: these tokens are scored again.
@@ -67,13 +67,24 @@ class Chunks:
                 return
             active = active if active.shape[0] < c.shape[0] else None
         scored = scored or self.score(ranges)[0]
-        dh = self.problem.backend.backprop(
-            scored.score, c, scored.h, self.head, made.dw, made.db, active, made.hidden is not None,
-            self.problem.workspace_bytes,
-        )  # fmt: skip
+        dh = self._gradient(ranges, scored, c, made.dw, made.db, active, made.hidden is not None, made.totals)
         if made.hidden is not None:
             rows = take(self.rows, ranges)
             made.hidden.add(rows if active is None else rows[active], dh)
+
+    def _gradient(
+        self, ranges: Ranges, scored: Scored, c: Tensor, dw: Tensor | None, db: Tensor | None, active: Tensor | None,
+        need_h: bool, totals: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """-> dh; dw, db and totals are added to in place."""
+        problem, rule = self.problem, self.problem.sparsity
+        own = (scored.score, c, scored.h, self.head, dw, db, active, need_h, problem.workspace_bytes)
+        if rule is None or totals is None:
+            return problem.backend.backprop(*own)
+        first = next(a for a, b in ranges if b > a)
+        dh, more = problem.backend.sparse_backprop(*own, rule, first)
+        totals.copy_(merge(totals, more))
+        return dh
 
 
 def size(ranges: Ranges) -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from expo_kernels.kernels.contract import accumulator
 from expo_kernels.kernels.ordered import ordered_add
+from expo_kernels.kernels.sparse.totals import new_totals, report
 from expo_kernels.ops.problem import Problem, Trains
+from expo_kernels.sparsity import SparsityReport
 
 _ROWS = 4096  # rows scaled at once on the way out, so that the fp32 copy stays small
 
@@ -56,6 +58,7 @@ class Gradients(NamedTuple):
     hidden: HiddenGradient | None
     dw: Tensor | None  # [V, D]
     db: Tensor | None  # [V]
+    totals: Tensor | None = None  # of what a sparse gradient left out (kernels/sparse/totals.py)
 
 
 def new_gradients(problem: Problem, trains: Trains) -> Gradients:
@@ -66,7 +69,16 @@ def new_gradients(problem: Problem, trains: Trains) -> Gradients:
         HiddenGradient(hidden, hidden.shape, hidden.dtype, repeated) if trains.hidden else None,
         dw if trains.weight else None,
         weight.new_zeros(weight.shape[0], dtype=wide) if trains.bias else None,
+        None if problem.sparsity is None else new_totals(hidden.device),
     )
+
+
+def sparsity_report(problem: Problem, totals: Tensor | None) -> SparsityReport | None:
+    """What a gradient left out; None for an exact one, and where there was none."""
+    if totals is None or problem.sparsity is None:
+        return None
+    repeats = problem.batch.rows.bincount().max() if problem.batch.host.repeated_rows else 1.0
+    return report(problem.sparsity, totals, repeats)
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Score, Stats
+from expo_kernels.kernels.sparse.totals import new_totals
 from expo_kernels.layout import split_parts
 from expo_kernels.ops.chunks import Chunks, Scored
-from expo_kernels.ops.gradients import HiddenGradient, buffer_dtype, first_order_only, new_gradients
+from expo_kernels.ops.gradients import HiddenGradient, buffer_dtype, first_order_only, new_gradients, sparsity_report
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.types import TokenStats
 
@@ -79,10 +80,13 @@ class _FrozenHead(torch.autograd.Function):
             unit = hidden.new_zeros(N, hidden.shape[-1], dtype=buffer_dtype(hidden.dtype))
             chunks = _chunks(problem)
             chunks.reserve(min(N, R))
+            totals = None if problem.sparsity is None else new_totals(hidden.device)
             for a in range(0, N, R):
-                b = min(a + R, N)
-                scored, stats = chunks.score(((a, b),))
-                logp[a:b], unit[a:b] = stats.logp, chunks.unit_gradient(scored, logp.new_ones(b - a))
+                own = ((a, min(a + R, N)),)
+                scored, stats = chunks.score(own)
+                logp[a : a + R] = stats.logp
+                unit[a : a + R] = chunks.unit_gradient(own, scored, torch.ones_like(stats.logp), totals)
+            _tell(problem, totals)
         ctx.save_for_backward(unit, problem.batch.rows)
         ctx.like = (hidden.shape, hidden.dtype, problem.batch.host.repeated_rows, R)
         return logp
@@ -98,6 +102,13 @@ class _FrozenHead(torch.autograd.Function):
                 b = min(a + R, unit.shape[0])
                 made.add(rows[a:b], unit[a:b].to(d_logp.dtype) * d_logp[a:b, None])
         return made.dh.to(dtype).view(shape), None, None, None, None
+
+
+def _tell(problem: Problem, totals: Tensor | None) -> None:
+    """Whoever asked to hear what a sparse gradient left out."""
+    made = sparsity_report(problem, totals)
+    if made is not None and problem.on_sparsity is not None:
+        problem.on_sparsity(made)
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -138,6 +149,7 @@ class _TrainedHead(torch.autograd.Function):
                     continue
                 kept = Scored(tuple(score), chunks.gather(((a, b),))) if i == 0 else None
                 chunks.backprop(((a, b),), kept, d_logp[a:b], logp[a:b], made)
+            _tell(problem, made.totals)
         d_hidden = None if made.hidden is None else made.hidden.dh.to(hidden.dtype).view(hidden.shape)
         d_weight = None if made.dw is None or problem.weight_gradient_out is not None else made.dw.to(weight.dtype)
         d_bias = None if made.db is None else made.db.to(bias.dtype)

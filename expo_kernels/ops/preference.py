@@ -16,7 +16,7 @@ from expo_kernels.kernels.contract import Stats
 from expo_kernels.layout import Unit, chunk_plan, empty_groups
 from expo_kernels.ops.chunks import Chunks, Range, Ranges, Scored, size, take
 from expo_kernels.ops.evaluate import Evaluation
-from expo_kernels.ops.gradients import Attach, new_gradients
+from expo_kernels.ops.gradients import Attach, new_gradients, sparsity_report
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.types import Batch, LossOutput, LossTerms, PairForm, Terms
 
@@ -211,7 +211,7 @@ class _Run:
             ),
             empty=empty_groups(self.batch.host),
             stats={name: self._caller_order(asked[name]) for name in stats},
-            sparsity=None,
+            sparsity=sparsity_report(self.problem, None if self.gradients is None else self.gradients.totals),
         )
 
     def _poison_anchors(self, begin: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Backend, Head, accumulator
+from expo_kernels.sparsity import Sparsity, SparsityReport
 from expo_kernels.types import Batch
 
 
@@ -35,6 +37,8 @@ class Problem:
     batch: Batch
     weight_gradient_out: Tensor | None
     skip_inactive: bool
+    sparsity: Sparsity | None = None  # None: the exact gradient
+    on_sparsity: Callable[[SparsityReport], None] | None = None
 
     @property
     def accumulator(self) -> torch.dtype:

@@ -21,6 +21,7 @@ from expo_kernels.kernels.triton import (
     rows,
     scale,
     segments,
+    sparse,
 )
 from expo_kernels.kernels.triton.tuning import Card
 from expo_kernels.types import PairForm
@@ -42,6 +43,7 @@ def launches(card: Card) -> Iterator[Launch]:
     yield from _heads(card)
     yield from _products(card)
     yield from _rows(card)
+    yield from _sparse(card)
     yield from _small(card)
 
 
@@ -124,6 +126,25 @@ def _rows(card: Card) -> Iterator[Launch]:
             )
             kind = "forward only, statistics" if dtype is None else f"E' in {str(dtype).removeprefix('torch.')}"
             yield Launch(f"{name}, {kind}", call, quick=name == "llama" and dtype == torch.bfloat16)
+
+
+def _sparse(card: Card) -> Iterator[Launch]:
+    """A block of rows that keeps a sixteenth of the columns; D odd, too, where tiles do not begin at whole vectors."""
+    n, V, k = 128, 128256, 8016
+    kernels, columns = sparse.Kernels(), meta(k, dtype=torch.int64)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        main = dtype != torch.float32
+        e, kept = meta(n, V, dtype=dtype), meta(n, k, dtype=dtype)
+        yield Launch(name, partial(kernels.column_sums, e, meta(n), meta(n)))
+        yield Launch(name, partial(kernels.group_sums, e, meta(V, dtype=torch.int64), 65), main_loop=main, copies=False)
+        for D in (4096, 2050):
+            w, h = meta(V, D, dtype=dtype), meta(n, D, dtype=dtype)
+            tiles = card.product_tiles(kept, w)
+            dh = partial(sparse.gathered_product, kept, w, columns, meta(n, D), tiles)
+            dw = partial(sparse.scattered_product, kept, h, columns, meta(k), meta(V, D), tiles)
+            quick = main and D == 4096
+            yield Launch(f"{name}, D {D}, dh", dh, main_loop=main, copies=D == 4096, quick=quick)
+            yield Launch(f"{name}, D {D}, dw", dw, main_loop=main, copies=D == 4096, quick=quick)
 
 
 def _small(card: Card) -> Iterator[Launch]:

@@ -8,11 +8,16 @@ from torch.library import custom_op
 
 from expo_kernels.kernels.contract import Stats
 from expo_kernels.kernels.custom_ops import register_shapes
+from expo_kernels.kernels.factors import Factors, factors
 from expo_kernels.kernels.native import csrc
 from expo_kernels.kernels.native.operands import operands_of
+from expo_kernels.kernels.native.sparse import Kernels
 from expo_kernels.kernels.plain import ops as plain
 from expo_kernels.kernels.plain import products
 from expo_kernels.kernels.plain.budget import budget
+from expo_kernels.kernels.plain.sparse import exact_path
+from expo_kernels.kernels.sparse.crowd import Rows, crowd
+from expo_kernels.kernels.sparse.rules import rule_of
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,24 +82,48 @@ def backprop(
     """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
     two products for the stored part, the label's by rows."""
     if h.dtype == torch.float64:
-        return plain.backprop(
-            stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes
-        )  # fmt: skip
-    V, D = w.shape
-    sizes = budget(D, V, stored_dtype(h.dtype), workspace_bytes)
-    crowd, label = scale * c.float() * -inverse, scale * c.float() * pull  # [n]
-    if rows is not None:
-        crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
-    dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
-    operands = operands_of(h.dtype)
-    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes, operands)
-    if need_h:
-        csrc.ops().finish_rows(dh, crowd, label, _in_one_piece(w), y.contiguous())
-    if dw is not None:
-        csrc.ops().add_rows(dw, y.contiguous(), _in_one_piece(h), label)
-    if db is not None:
-        db.index_add_(0, y, label)  # in order on a CPU
+        return plain.backprop(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes)
+    sizes = budget(w.shape[1], w.shape[0], stored_dtype(h.dtype), workspace_bytes)
+    made = factors(inverse, pull, y, c, h, scale, rows)
+    dh = made.new_dh(w.shape[1], need_h)
+    own = dh if need_h else None
+    products.crowd(stored, made.crowd, made.h, w, dw, db, rows, own, sizes, operands_of(h.dtype))
+    _finish(made, w, own, dw, db)
     return dh
+
+
+@custom_op("expo_kernels::native_sparse_backprop", mutates_args=("dw", "db"))
+def sparse_backprop(
+    stored: Tensor, inverse: Tensor, pull: Tensor, y: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
+    dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
+    rule: str, amount: float, seed: int, first: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """backprop with the products of the columns that a rule keeps alone, in fp32; -> dh, and its report's totals."""
+    if h.dtype == torch.float64:
+        return plain.sparse_backprop(
+            stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes, rule, amount, seed, first
+        )  # fmt: skip
+    sizes = budget(w.shape[1], w.shape[0], stored_dtype(h.dtype), workspace_bytes)
+    made = factors(inverse, pull, y, c, h, scale, rows)
+    dh = made.new_dh(w.shape[1], need_h)
+    own = dh if need_h else None
+    exact = exact_path(stored, made, w, dw, db, rows, sizes, operands_of(h.dtype))
+    kept = Rows.of(stored, inverse, made, rows)
+    parts, pieces = Kernels(sizes.chunk_tile), _in_one_piece(w)
+    totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, pieces, dw, db, own, first)
+    _finish(made, w, own, dw, db)
+    return dh, totals
+
+
+def _finish(made: Factors, w: Tensor, dh: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:
+    """The factor of each row, which the products left out of dh, and the labels' part."""
+    y = made.y.contiguous()
+    if dh is not None:
+        csrc.ops().finish_rows(dh, made.crowd, made.label, _in_one_piece(w), y)
+    if dw is not None:
+        csrc.ops().add_rows(dw, y, _in_one_piece(made.h), made.label)
+    if db is not None:
+        db.index_add_(0, y, made.label)  # in order on a CPU
 
 
 @custom_op("expo_kernels::native_segment_sum", mutates_args=())
@@ -112,4 +141,4 @@ def _in_one_piece(rows: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-register_shapes(logprob, score, backprop, segment_sum)
+register_shapes(logprob, score, backprop, sparse_backprop, segment_sum)

@@ -11,11 +11,15 @@ from torch.library import custom_op
 
 from expo_kernels.kernels.contract import Stats, accumulator
 from expo_kernels.kernels.custom_ops import new_stats, register_shapes
+from expo_kernels.kernels.factors import Factors, factors
 from expo_kernels.kernels.ordered import ordered_add
 from expo_kernels.kernels.plain import products
 from expo_kernels.kernels.plain import rows as row_kernel
 from expo_kernels.kernels.plain.budget import budget
 from expo_kernels.kernels.plain.rows import RowSums
+from expo_kernels.kernels.plain.sparse import TorchParts, exact_path
+from expo_kernels.kernels.sparse.crowd import Rows, crowd
+from expo_kernels.kernels.sparse.rules import rule_of
 
 
 class _Block(NamedTuple):
@@ -100,24 +104,46 @@ def backprop(
 ) -> Tensor:  # fmt: skip
     """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
     two products for the stored part, a gather and an ordered scatter for the label's."""
-    V, D = w.shape
-    dtype, sizes = accumulator(h.dtype), budget(D, V, h.dtype, workspace_bytes)
-    crowd, label = scale * c.to(dtype) * -inverse, scale * c.to(dtype) * pull  # [n]
-    if rows is not None:
-        crowd, label, y, h = crowd[rows], label[rows], y[rows], h[rows]
-    dh = crowd.new_zeros(h.shape[0] if need_h else 0, D)
-    products.crowd(stored, crowd, h, w, dw, db, rows, dh if need_h else None, sizes, dtype)
-    if need_h:
-        dh.mul_(crowd[:, None])
-    for i in range(0, h.shape[0], sizes.label_rows):
-        block = slice(i, i + sizes.label_rows)
-        if need_h:
-            dh[block].addcmul_(w[y[block]].to(dtype), label[block, None])
-        if dw is not None:
-            ordered_add(dw, y[block], h[block].to(dtype) * label[block, None])
-    if db is not None:
-        ordered_add(db, y, label)
+    dtype, sizes = accumulator(h.dtype), budget(w.shape[1], w.shape[0], h.dtype, workspace_bytes)
+    made = factors(inverse, pull, y, c, h, scale, rows)
+    dh = made.new_dh(w.shape[1], need_h)
+    own = dh if need_h else None
+    products.crowd(stored, made.crowd, made.h, w, dw, db, rows, own, sizes, dtype)
+    _finish(made, w, own, dw, db, sizes.label_rows)
     return dh
+
+
+@custom_op("expo_kernels::plain_sparse_backprop", mutates_args=("dw", "db"))
+def sparse_backprop(
+    stored: Tensor, inverse: Tensor, pull: Tensor, y: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
+    dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
+    rule: str, amount: float, seed: int, first: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """backprop with the products of the columns that a rule keeps alone; -> dh, and the totals of its report."""
+    dtype, sizes = accumulator(h.dtype), budget(w.shape[1], w.shape[0], h.dtype, workspace_bytes)
+    made = factors(inverse, pull, y, c, h, scale, rows)
+    dh = made.new_dh(w.shape[1], need_h)
+    own = dh if need_h else None
+    exact = exact_path(stored, made, w, dw, db, rows, sizes, dtype)
+    kept = Rows.of(stored, inverse, made, rows)
+    parts = TorchParts(dtype, sizes.chunk_tile)
+    totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, w, dw, db, own, first)
+    _finish(made, w, own, dw, db, sizes.label_rows)
+    return dh, totals
+
+
+def _finish(made: Factors, w: Tensor, dh: Tensor | None, dw: Tensor | None, db: Tensor | None, step: int) -> None:
+    """The factor of each row, which the products left out of dh, and the labels' part, `step` rows at once."""
+    if dh is not None:
+        dh.mul_(made.crowd[:, None])
+    for i in range(0, made.h.shape[0], step):
+        y, h, label = made.y[i : i + step], made.h[i : i + step], made.label[i : i + step, None]
+        if dh is not None:
+            dh[i : i + step].addcmul_(w[y].to(dh.dtype), label)
+        if dw is not None:
+            ordered_add(dw, y, h.to(dw.dtype) * label)
+    if db is not None:
+        ordered_add(db, made.y, made.label)
 
 
 @custom_op("expo_kernels::plain_segment_sum", mutates_args=())
@@ -135,4 +161,4 @@ def _keep(out: Stats, block: _Block, stats: bool) -> None:
         out.entropy[block.rows], out.is_argmax[block.rows] = block.entropy, block.is_argmax
 
 
-register_shapes(logprob, score, backprop, segment_sum)
+register_shapes(logprob, score, backprop, sparse_backprop, segment_sum)

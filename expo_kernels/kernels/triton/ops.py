@@ -10,6 +10,10 @@ from torch.library import custom_op
 
 from expo_kernels.kernels.contract import Head, accumulator
 from expo_kernels.kernels.custom_ops import register_shapes
+from expo_kernels.kernels.factors import factors
+from expo_kernels.kernels.sparse.crowd import Rows
+from expo_kernels.kernels.sparse.crowd import crowd as sparse_crowd
+from expo_kernels.kernels.sparse.rules import rule_of
 from expo_kernels.kernels.triton.budget import budget
 from expo_kernels.kernels.triton.columns import add_columns
 from expo_kernels.kernels.triton.labels import scatter_labels
@@ -19,6 +23,7 @@ from expo_kernels.kernels.triton.product import product
 from expo_kernels.kernels.triton.scale import finish_dh, fp16_lift, scaled_rows
 from expo_kernels.kernels.triton.scoring import score_rows
 from expo_kernels.kernels.triton.segments import segment_sum as segment_kernel
+from expo_kernels.kernels.triton.sparse import Kernels
 from expo_kernels.types import PairForm
 
 
@@ -61,32 +66,71 @@ def backprop(
 ) -> Tensor:  # fmt: skip
     """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
     two products for the stored part, a gather and an ordered scatter for the label's."""
-    (V, D), dtype = w.shape, accumulator(h.dtype)
-    sizes = budget(D, V, h.dtype, workspace_bytes)
-    h, w = _rows(h), _rows(w)
-    y = y.contiguous()
+    h, w, y, dtype = _rows(h), _rows(w), y.contiguous(), accumulator(h.dtype)
     crowd, label = scale * c.to(dtype) * -inverse, scale * c.to(dtype) * pull  # [n]
-    k = h.shape[0] if rows is None else rows.shape[0]
-    dh = h.new_empty(k if need_h else 0, D, dtype=dtype)
-    strip = V if rows is None else sizes.strip
+    dh = h.new_empty((h.shape[0] if rows is None else rows.shape[0]) if need_h else 0, w.shape[1], dtype=dtype)
+    own = dh if need_h else None
     with _on(h.device):
-        lift = fp16_lift(h, crowd) if dw is not None and h.dtype == torch.float16 else None
-        scaled_h = h if dw is None else scaled_rows(h, crowd if lift is None else crowd * lift, rows)
-        for v in range(0, V, strip):
-            columns = slice(v, v + strip)
-            e = stored[:, columns] if rows is None else stored[:, columns].index_select(0, rows)
-            if need_h:
-                product(e, w[columns], dh, add=v > 0)
-            if dw is not None:
-                _add_to_dw(dw[columns], e, scaled_h, lift, sizes.lifted)
-            if db is not None:
-                add_columns(db[columns], e, crowd if rows is None else crowd[rows])
-        if need_h:
-            finish_dh(dh, crowd, label, y, w, rows)
-        if rows is not None:
-            y, h, label = y[rows], h[rows], label[rows]
-        scatter_labels(dw, db, y, h, label)
+        _crowd(stored, crowd, h, w, dw, db, rows, own, workspace_bytes)
+        _finish(crowd, label, y, h, w, dw, db, rows, own)
     return dh
+
+
+@custom_op("expo_kernels::triton_sparse_backprop", mutates_args=("dw", "db"))
+def sparse_backprop(
+    stored: Tensor, inverse: Tensor, pull: Tensor, y: Tensor, c: Tensor, h: Tensor, w: Tensor, scale: float,
+    dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
+    rule: str, amount: float, seed: int, first: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """backprop with the products of the columns that a rule keeps alone; -> dh, and the totals of its report."""
+    h, w = _rows(h), _rows(w)
+    whole = factors(inverse, pull, y.contiguous(), c, h, scale, None)
+    made = whole if rows is None else whole.at(rows)
+    dh = made.new_dh(w.shape[1], need_h)
+    own = dh if need_h else None
+
+    def exact(at: Tensor | None, part: Tensor | None) -> None:
+        which = rows if at is None else at if rows is None else rows[at]
+        _crowd(stored, whole.crowd, h, w, dw, db, which, part, workspace_bytes)
+
+    with _on(h.device):
+        kept = Rows.of(stored, inverse, made, rows)
+        totals = sparse_crowd(rule_of(rule, amount, seed), Kernels(), exact, kept, w, dw, db, own, first)
+        _finish(made.crowd, made.label, made.y, made.h, w, dw, db, None, own)
+    return dh, totals
+
+
+def _crowd(
+    stored: Tensor, crowd: Tensor, h: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None,
+    dh: Tensor | None, workspace_bytes: int,
+) -> None:  # fmt: skip
+    """The stored part: dh [k, D] = E' w without the factor [n] of each row, dw += E'^T (crowd h), db += E'^T crowd."""
+    V, D = w.shape
+    sizes = budget(D, V, h.dtype, workspace_bytes)
+    strip = V if rows is None else sizes.strip
+    lift = fp16_lift(h, crowd) if dw is not None and h.dtype == torch.float16 else None
+    scaled_h = h if dw is None else scaled_rows(h, crowd if lift is None else crowd * lift, rows)
+    for v in range(0, V, strip):
+        columns = slice(v, v + strip)
+        e = stored[:, columns] if rows is None else stored[:, columns].index_select(0, rows)
+        if dh is not None:
+            product(e, w[columns], dh, add=v > 0)
+        if dw is not None:
+            _add_to_dw(dw[columns], e, scaled_h, lift, sizes.lifted)
+        if db is not None:
+            add_columns(db[columns], e, crowd if rows is None else crowd[rows])
+
+
+def _finish(
+    crowd: Tensor, label: Tensor, y: Tensor, h: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | None,
+    rows: Tensor | None, dh: Tensor | None,
+) -> None:  # fmt: skip
+    """The factor of each row, which the products left out of dh, and the labels' part."""
+    if dh is not None:
+        finish_dh(dh, crowd, label, y, w, rows)
+    if rows is not None:
+        y, h, label = y[rows], h[rows], label[rows]
+    scatter_labels(dw, db, y, h, label)
 
 
 def _add_to_dw(dw: Tensor, e: Tensor, scaled_h: Tensor, lift: Tensor | None, strip: int) -> None:
@@ -128,7 +172,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-register_shapes(logprob, score, backprop, segment_sum)
+register_shapes(logprob, score, backprop, sparse_backprop, segment_sum)
 
 
 @pair_terms.register_fake

@@ -1,0 +1,56 @@
+"""The sparse gradient's operations on rows and columns in plain torch, and the exact path for what keeps too much."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expo_kernels.kernels.factors import Factors
+from expo_kernels.kernels.plain import products
+from expo_kernels.kernels.plain.budget import Budget
+from expo_kernels.kernels.sparse.crowd import Exact
+from expo_kernels.kernels.sparse.gathered import Gathered
+
+
+class TorchParts(Gathered):
+    def __init__(self, dtype: torch.dtype, tile: int) -> None:
+        """dtype: the accumulator's."""
+        super().__init__(tile)
+        self.dtype = dtype
+
+    def column_sums(self, e: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        wide = e.to(self.dtype)
+        weighted = wide * f[:, None]
+        return torch.stack([weighted.square().sum(0), g @ wide, weighted.amax(0)])
+
+    def group_sums(self, e: Tensor, group: Tensor, groups: int) -> Tensor:
+        sums = e.new_zeros(groups, e.shape[0], dtype=self.dtype)
+        for k in range(groups) if groups <= 2 else group.unique().tolist():
+            sums[k] = e[:, group == k].to(self.dtype).sum(1)
+        return sums.T
+
+    def gather_columns(self, e: Tensor, columns: Tensor) -> Tensor:
+        return e[:, columns].to(self.dtype)
+
+    def gather_rows(self, w: Tensor, rows: Tensor, factor: Tensor | None) -> Tensor:
+        wide = w[rows].to(self.dtype)
+        return wide if factor is None else wide.mul_(factor[:, None])
+
+    def add_rows(self, out: Tensor, index: Tensor, rows: Tensor, factor: Tensor | None) -> None:
+        out[index] += rows if factor is None else rows * factor[:, None]
+
+
+def exact_path(
+    stored: Tensor, made: Factors, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None,
+    sizes: Budget, operands: torch.dtype,
+) -> Exact:  # fmt: skip
+    """products.crowd for some of the n rows, or for all as if there were no rule."""
+
+    def run(at: Tensor | None, dh: Tensor | None) -> None:
+        if at is None:
+            products.crowd(stored, made.crowd, made.h, w, dw, db, rows, dh, sizes, operands)
+        else:
+            which = at if rows is None else rows[at]
+            products.crowd(stored, made.crowd[at], made.h[at], w, dw, db, which, dh, sizes, operands)
+
+    return run
