@@ -1,8 +1,8 @@
 """What a sparse gradient costs and what it leaves out: python -m benchmarks.bench_sparse
 
 A step of SFT on all tokens (every coefficient alike: what is hardest to leave out), forward and backward, everything
-timed, by the rules of expo_kernels.sparsity and exactly, interleaved with three fp32 products of the library. Beside
-the time: the share of the columns that was kept, the mass that was dropped, the distance from the exact gradient, and
+timed, by the rules of expo_kernels.sparsity and exactly, interleaved with three products of the library (of the inputs'
+dtype where the machine multiplies that at speed, else of fp32). Beside the time: the share of the columns that was kept, the mass that was dropped, the distance from the exact gradient, and
 how that compares with what the batch's own choice of sequences does to dw. And Cut Cross-Entropy's filter of 128 x 128
 tiles, by its own threshold, on the same probabilities: what it would keep and drop (it was not timed here).
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure, options
-from benchmarks.cases import DTYPES, HeadCase, head_case, log_softmax, observed
+from benchmarks.cases import DTYPES, HeadCase, head_case, log_softmax, observed, usual_dtype
 from benchmarks.measure import Timing
 from expo_kernels import Certified, Execution, LossOutput, Unbiased, preference_loss
 from expo_kernels.layout import from_packed
@@ -26,6 +26,7 @@ from expo_kernels.objectives import make_objective
 from expo_kernels.sparsity import Sparsity
 
 SEQUENCES = 16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE, FILTER = 128, 2.0**-12  # Cut Cross-Entropy's
 WAYS: dict[str, Sparsity | None] = {
     "exact": None,
@@ -69,9 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
     for shape in args.shapes:
         D, V = map(int, shape.split("x"))
         for entropy in args.entropies:
-            case = head_case(args.tokens, D, V, entropy=entropy, dtype=DTYPES[args.dtype])
+            case = head_case(args.tokens, D, V, entropy=entropy, dtype=DTYPES[args.dtype], device=DEVICE)
             rows = compare(case, args.ways, args.backend, args.rounds)
-            header = f"N {args.tokens}, D {D}, V {V}, {args.dtype}, {rows[0]['entropy']:.2f} nats; three fp32 products"
+            header = f"N {args.tokens}, D {D}, V {V}, {args.dtype}, {rows[0]['entropy']:.2f} nats; three {product_dtype(case)} products"
             print(f"\n{header} {rows[0]['products_s']:.2f} s\n" + "\n".join(map(line, rows)), flush=True)
             early = ", ".join(f"{name} {share:.1%}" for name, share in early_lists(case).items())
             print(f"columns above 2^-14 somewhere in a block, by what is known of the log-sum-exp: {early}")
@@ -83,7 +84,7 @@ def compare(case: HeadCase, ways: list[str], backend: str, rounds: int) -> list[
     """The exact step first: every other one is checked against it before anything is timed."""
     names = ["exact", *(name for name in ways if name != "exact")]
     N = case.h.shape[0]
-    batch = from_packed(case.y, torch.arange(0, N + 1, N // SEQUENCES), roles=1)
+    batch = from_packed(case.y.cpu(), torch.arange(0, N + 1, N // SEQUENCES), roles=1).to(DEVICE)
     steps = {name: Step(case, batch, Execution(backend=backend, sparsity=WAYS[name])) for name in names}
     _, *exact = steps["exact"]()
     noise = spread_of_sequences(case, backend, exact[1])
@@ -107,15 +108,21 @@ def compare(case: HeadCase, ways: list[str], backend: str, rounds: int) -> list[
 
 
 def three_products(case: HeadCase) -> Callable[[], object]:
-    """In fp32, where a CPU without bf16 instructions is fastest, of operands that are there."""
-    h, w = case.h.float(), case.w.float()
-    z = torch.empty(h.shape[0], w.shape[0])
+    """Of operands that are there."""
+    h, w = (x.to(DTYPES[product_dtype(case)]) for x in case[:2])
+    z = h.new_empty(h.shape[0], w.shape[0])
 
     def run() -> tuple[Tensor, Tensor]:
         torch.mm(h, w.T, out=z)
         return z @ w, z.T @ h
 
     return run
+
+
+def product_dtype(case: HeadCase) -> str:
+    """Where bf16 instructions are missing, the library is many times slower at 16 bits than in fp32."""
+    slow = case.h.element_size() == 2 and usual_dtype() == "fp32"
+    return next(name for name, dtype in DTYPES.items() if dtype == (torch.float32 if slow else case.h.dtype))
 
 
 def left_out(out: LossOutput, made: list[Tensor], exact: list[Tensor], noise: float) -> dict[str, float]:
@@ -150,7 +157,7 @@ def spread_of_sequences(case: HeadCase, backend: str, dw: Tensor) -> float:
     T = N // SEQUENCES
     for i in range(0, N, T):
         own = HeadCase(case.h[i : i + T], case.w, case.y[i : i + T])
-        batch = from_packed(own.y, torch.tensor([0, T]), roles=1)
+        batch = from_packed(own.y.cpu(), torch.tensor([0, T]), roles=1).to(DEVICE)
         squares += (norm(Step(own, batch, Execution(backend=backend))()[2]) / SEQUENCES) ** 2
     return (SEQUENCES / (SEQUENCES - 1) * (squares - norm(dw) ** 2 / SEQUENCES)) ** 0.5
 

@@ -88,3 +88,24 @@ def test_a_step_of_a_mixture_of_experts_with_its_router_loss(name, tmp_path):
         assert (before - step - plain[key]).norm() <= 1e-4 * step.norm() + 2e-7 * before.norm(), key
     routers = [key for key in plain if "gate.weight" in key and "experts" not in key]
     assert routers and all((plain[key] - balanced[key]).norm() > 1e-6 for key in routers)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"sparsity": "certified", "sparsity_tau": 0.3}, {"sparsity": "unbiased", "sparsity_theta": 3.0}]
+)
+def test_a_sparse_gradient_changes_the_step_and_is_logged(rule, tmp_path):
+    """The loss is the exact one; the head's step is another; what was left out is in the log."""
+    write_pairs(tmp_path / "pairs.jsonl", 4)
+    name, made = next(iter(CONFIGS)), {}
+    for folder, keys in (("exact", {}), ("sparse", rule), ("again", rule)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text())
+        loss = logged_step(small(copy.deepcopy(CONFIGS[name])), tmp_path / folder, **keys)
+        lines = (tmp_path / folder / "out" / "log.jsonl").read_text().splitlines()
+        head = AutoModelForCausalLM.from_pretrained(tmp_path / folder / "out").get_output_embeddings().weight
+        made[folder] = loss, next(line for line in map(json.loads, lines) if "loss" in line), head
+    assert made["exact"][0] == made["sparse"][0] and "sparsity/kept" not in made["exact"][1]
+    log = made["sparse"][1]
+    assert 0 < log["sparsity/kept"] < 1 and 0 < log["sparsity/dropped_mean"] < 1 and log["sparsity/d_weight"] > 0
+    assert not torch.equal(made["exact"][2], made["sparse"][2])
+    assert torch.equal(made["again"][2], made["sparse"][2]), "the same draws"

@@ -31,7 +31,7 @@ def build(folder: Path, facts: dict[str, Any]) -> list[Part]:
         *(head_parts.part(heads, folder, facts) for heads in head_parts.runs(first)),
         *sanitizer.parts(item=1),
         *(head_parts.part(heads, folder, facts) for model in others for heads in head_parts.runs(model)),
-        *head_parts.not_built(),
+        *head_parts.sparse(),
     ]
 
 

@@ -28,7 +28,6 @@ from tools.marked import table
 
 ROUNDED, PRECISE = 1.08, 1.30  # of three products: bf16 logits; fp32 logits, with errors several times smaller
 SEVERAL = 0.5  # of naive's error, from which on it counts as several times smaller
-SPARSE = ((0.50, "1.3 nats or less"), (0.65, "2 to 2.5 nats"))
 SHARE = 0.90  # of the library's products, on a GPU
 PEERS = ((TRL, 1.25), (LIGER, 1.30))  # their time, by ours
 MASKED_PEERS = 2.5  # the same with half the tokens masked
@@ -109,11 +108,6 @@ def _cpu_products(head: dict[Case, list[Record]]) -> Iterator[Target]:
     else:
         limit = PRECISE if share <= SEVERAL else ROUNDED
         yield _at_most(where, limit, ours.ratio, f" ({ours.provider}, errors at most {times(share)} x naive's)")
-    for limit, entropy in SPARSE:
-        yield Target(
-            f"sparse step at {entropy}, by three products", f"under {times(limit)}",
-            "there is no sparse gradient in this version", False, "not built",
-        )  # fmt: skip
 
 
 def _gpu_products(head: dict[Case, list[Record]]) -> Iterator[Target]:

@@ -18,7 +18,9 @@ from expo_kernels.kernels.sparse.choice import Choice, Columns, choose, sum_fact
 from expo_kernels.kernels.sparse.totals import add_block, add_exact, new_totals
 from expo_kernels.sparsity import Certified, Sparsity
 
-BLOCK = 128  # rows that share their columns; measured, docs/sparsity.md
+# rows that share their columns: on a CPU measured (docs/sparsity.md); on a GPU so many that a block's launches and the
+# wait for its list are short beside its products, by reckoning
+BLOCK, GPU_BLOCK = 64, 512
 
 
 class Parts(Protocol):
@@ -72,9 +74,10 @@ def crowd(
         return totals
     unit = rows.c.to(totals.dtype).square().mean().sqrt().clamp(min=torch.finfo(rows.c.dtype).tiny)
     f = rows.factor.abs() / unit.to(rows.c.dtype)
-    h_norms, w_norms = (torch.linalg.vector_norm(x, dim=1, dtype=f.dtype) for x in (rows.h, w))
-    for i in range(0, n, BLOCK):
-        block = slice(i, min(i + BLOCK, n))
+    h_norms, w_norms = _norms(rows.h, f.dtype), _norms(w, f.dtype)
+    size = BLOCK if rows.h.device.type == "cpu" else GPU_BLOCK
+    for i in range(0, n, size):
+        block = slice(i, min(i + size, n))
         e = rows.stored[block] if rows.which is None else rows.stored[rows.which[block]]
         choice = _choice(rule, parts, e, f[block], h_norms[block], first + i)
         if choice is None:
@@ -86,6 +89,11 @@ def crowd(
         add_block(totals, choice, rows.c[block], unit, rows.inverse[block], h_norms[block], w_norms)
     _exactly(exact, dense, rows.c, w.shape[0], dh, totals)
     return totals
+
+
+def _norms(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[k] of the rows; cast some at a time, which takes a fifth of the time of a norm that casts by itself."""
+    return torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=1) for part in x.split(1024)])
 
 
 def _choice(rule: Sparsity, parts: Parts, e: Tensor, f: Tensor, h_norms: Tensor, number: int) -> Choice | None:

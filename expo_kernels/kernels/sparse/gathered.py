@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-TILE_BYTES = 4 << 20  # of gathered rows of w in fp32, so that they are still in cache when they are multiplied
+TILE_BYTES = 8 << 20  # of gathered rows of w in fp32, so that they are still in cache when they are multiplied
 
 
 class Gathered:
