@@ -1,10 +1,11 @@
 """What a sparse gradient costs and what it leaves out: python -m benchmarks.bench_sparse
 
 A step of SFT on all tokens (every coefficient alike: what is hardest to leave out), forward and backward, everything
-timed, by the rules of expo_kernels.sparsity and exactly, interleaved with three products of the library (of the inputs'
-dtype where the machine multiplies that at speed, else of fp32). Beside the time: the share of the columns that was kept, the mass that was dropped, the distance from the exact gradient, and
-how that compares with what the batch's own choice of sequences does to dw. And Cut Cross-Entropy's filter of 128 x 128
-tiles, by its own threshold, on the same probabilities: what it would keep and drop (it was not timed here).
+timed, by the rules of expo_kernels.sparsity and exactly, interleaved with three products of the library (of the
+inputs' dtype where the machine multiplies that at speed, else of fp32). Beside the time: the share of the columns that
+was kept, the mass that was dropped, the distance from the exact gradient, and how that compares with what the batch's
+own choice of sequences does to dw. And Cut Cross-Entropy's filter of 128 x 128 tiles, by its own threshold, on the same
+probabilities: what it would keep and drop (it was not timed here).
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         for entropy in args.entropies:
             case = head_case(args.tokens, D, V, entropy=entropy, dtype=DTYPES[args.dtype], device=DEVICE)
             rows = compare(case, args.ways, args.backend, args.rounds)
-            header = f"N {args.tokens}, D {D}, V {V}, {args.dtype}, {rows[0]['entropy']:.2f} nats; three {product_dtype(case)} products"
+            header = f"N {args.tokens}, D {D}, V {V}, {args.dtype}, {rows[0]['entropy']:.2f} nats; "
+            header += f"three {product_dtype(case)} products"
             print(f"\n{header} {rows[0]['products_s']:.2f} s\n" + "\n".join(map(line, rows)), flush=True)
             early = ", ".join(f"{name} {share:.1%}" for name, share in early_lists(case).items())
             print(f"columns above 2^-14 somewhere in a block, by what is known of the log-sum-exp: {early}")

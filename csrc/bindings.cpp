@@ -163,6 +163,11 @@ void segment_sum(Tensor values, Tensor offsets, Tensor sums) {
                               [&](int64_t begin, int64_t end) { expo::segment_sum(from, at, to, begin, end); });
 }
 
+void prefer_huge_pages(Tensor x) {
+  STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous(), "prefer_huge_pages: want x contiguous on the CPU, got ", shown(x));
+  expo::prefer_huge_pages(x.data_ptr(), x.numel() * static_cast<int64_t>(x.element_size()));
+}
+
 std::string level() { return expo::level_name(); }
 
 }  // namespace
@@ -178,6 +183,7 @@ STABLE_TORCH_LIBRARY(expo_kernels_native, m) {
   m.def("gather_columns(Tensor from, Tensor columns, Tensor(a!) to) -> ()");
   m.def("gather_rows(Tensor from, Tensor index, Tensor? factor, Tensor(a!) to) -> ()");
   m.def("segment_sum(Tensor values, Tensor offsets, Tensor(a!) sums) -> ()");
+  m.def("prefer_huge_pages(Tensor(a!) x) -> ()");
   m.def("level() -> str");
 }
 
@@ -190,6 +196,7 @@ STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CPU, m) {
   m.impl("gather_columns", TORCH_BOX(&gather_columns));
   m.impl("gather_rows", TORCH_BOX(&gather_rows));
   m.impl("segment_sum", TORCH_BOX(&segment_sum));
+  m.impl("prefer_huge_pages", TORCH_BOX(&prefer_huge_pages));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CompositeExplicitAutograd, m) { m.impl("level", TORCH_BOX(&level)); }

@@ -1,4 +1,4 @@
-"""docs/sparsity.md's table and plot: python -m benchmarks.report.sparsity, from what bench_sparse --save has written."""
+"""The table and plot of docs/sparsity.md, of what bench_sparse --save wrote: python -m benchmarks.report.sparsity"""
 
 from __future__ import annotations
 

@@ -105,6 +105,8 @@ struct RowGathering {
 
 void gather_rows(const RowGathering& all, int64_t begin, int64_t end);  // of the k rows
 
+void prefer_huge_pages(void* data, int64_t bytes);
+
 // values [n], offsets [S + 1] -> sums [S]
 void segment_sum(const float* values, const int64_t* offsets, float* sums, int64_t begin, int64_t end);
 

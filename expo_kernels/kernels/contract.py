@@ -5,6 +5,7 @@ The chunk loop, the plan and the objective stand above it; nothing here knows of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -45,6 +46,10 @@ class Backend(Protocol):
         """R: rows whose score, and every temporary of scoring and backprop, fit the budget. Raises if none does."""
 
     def new_workspace(self, rows: int, V: int, dtype: torch.dtype, device: torch.device) -> Tensor: ...
+
+    @property
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """A large buffer -> itself, before anything is written there."""
 
     def logprob(self, h: Tensor, y: Tensor, head: Head, workspace_bytes: int, stats: bool) -> Stats:
         """Forward only: h [n, D], y [n] -> [n]. Stores nothing of size n * V. Same bits as score."""

@@ -37,9 +37,11 @@ class CustomOps:
     row_stride: Callable[[int], int]  # V -> entries from one row of the workspace to the next
     pair_forms: frozenset[str] = frozenset()
     stored_dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype  # the inputs' -> the workspace's
+    prepared: Callable[[Tensor], Tensor] = lambda buffer: buffer  # a large one, before anything is written
 
     def new_workspace(self, rows: int, V: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(rows, self.row_stride(V), dtype=self.stored_dtype(dtype), device=device)[:, :V]
+        made = torch.empty(rows, self.row_stride(V), dtype=self.stored_dtype(dtype), device=device)
+        return self.prepared(made)[:, :V]
 
     def logprob(self, h: Tensor, y: Tensor, head: Head, workspace_bytes: int, stats: bool) -> Stats:
         return Stats(*self.ops.logprob(h, y, *head, workspace_bytes, stats))

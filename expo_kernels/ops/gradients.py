@@ -64,7 +64,9 @@ class Gradients(NamedTuple):
 def new_gradients(problem: Problem, trains: Trains) -> Gradients:
     hidden, weight, out = problem.hidden, problem.weight, problem.weight_gradient_out
     wide, repeated = problem.accumulator, problem.batch.host.repeated_rows
-    dw = weight.new_zeros(weight.shape, dtype=wide) if trains.weight and out is None else out
+    dw = out
+    if trains.weight and out is None:
+        dw = problem.backend.prepared(weight.new_empty(weight.shape, dtype=wide)).zero_()
     return Gradients(
         HiddenGradient(hidden, hidden.shape, hidden.dtype, repeated) if trains.hidden else None,
         dw if trains.weight else None,

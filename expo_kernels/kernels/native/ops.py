@@ -35,7 +35,7 @@ def _score(
     numbers = h.new_empty(4, n, dtype=torch.float32)  # logp, inverse, pull, entropy
     is_argmax = h.new_empty(n, dtype=torch.bool) if stats else None
     wide_bias = None if bias is None else bias.float().contiguous()
-    z = products.new_logits(h, V, sizes, operands)
+    z = in_huge_pages(products.new_logits(h, V, sizes, operands))
     for rows, h_block, k in products.row_blocks(h, sizes, operands):
         for _ in products.logits(h_block, w, z[: h_block.shape[0]], sizes):
             pass
@@ -134,6 +134,12 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     sums = values.new_empty(offsets.shape[0] - 1)
     csrc.ops().segment_sum(values.contiguous(), offsets.contiguous(), sums)
     return sums
+
+
+def in_huge_pages(x: Tensor) -> Tensor:
+    """x itself, uninitialised: it is first touched a large page at a time where it is large."""
+    csrc.ops().prefer_huge_pages(x)
+    return x
 
 
 def _in_one_piece(rows: Tensor) -> Tensor:
