@@ -28,7 +28,7 @@ def rows(tmp_path_factory):
 def test_every_way_is_timed_beside_the_products(rows):
     assert [row["way"] for row in rows] == 2 * ["exact", *WAYS, "tiles of Cut CE, 2^-12"]
     for row in rows:
-        assert row["D"] == 32 and row["commit"] and row["entropy"] == pytest.approx(1.0, abs=0.5) or row["entropy"] > 2
+        assert row["D"] == 32 and row["commit"]
         if row["way"].startswith("tiles"):
             assert "ratio" not in row and 0 < row["kept"] <= 1
             continue
@@ -42,7 +42,7 @@ def test_every_way_is_timed_beside_the_products(rows):
 def test_what_is_beyond_its_bound_is_not_timed():
     row = {"dh": 1.0, "dh_abs": 1.0, "dh_bound": 0.5, "dw": 0.1, "dw_abs": 0.1, "dw_bound": 0.5}
     out = bench_sparse.LossOutput(*[None] * 7, sparsity=object())
-    with pytest.raises(RuntimeError, match="want dh within 0.505 of the exact one, got 1"):
+    with pytest.raises(RuntimeError, match=r"want dh within 0\.505 of the exact one, got 1"):
         bench_sparse.check("certified, row", row, out)
     bench_sparse.check("unbiased", row, out)
 

@@ -33,7 +33,7 @@ def problem() -> str:
 
 
 def ops() -> Any:
-    """prefer_huge_pages, score_rows, finish_rows, add_rows, gather_columns, segment_sum, level, as csrc/bindings.cpp declares them."""
+    """The operations that csrc/bindings.cpp declares."""
     if reason := problem():
         raise NotImplementedError(reason)
     return torch.ops.expo_kernels_native
