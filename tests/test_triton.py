@@ -9,6 +9,7 @@ import backends
 import pytest
 import torch
 from support import Errors
+from triton.runtime import interpreter
 
 from benchmarks.cases import head_case
 from expo_kernels import Execution, HeadOptions, reference, token_logprob, token_stats
@@ -154,6 +155,60 @@ def test_flagged_rows_are_redone_and_leave_their_neighbours_alone(route, monkeyp
     others[far] = False
     alone = score(h, y, head)
     assert torch.equal(rows.logp[others], alone.logp[others])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], **DTYPE_IDS)
+def test_far_labels_on_the_library_s_route(dtype, monkeypatch):
+    """E' is made with the sums, relative to the label, and again where that does not serve: nll of 30 to 1,000 nats,
+    labels certain to e^-60. The others are left alone."""
+    backends.use("triton", monkeypatch)
+    N, D, V = 40, 16, 700
+    h, w, y = head_case(N, D, V, kind="trained", dtype=torch.float64)
+    far, sure = torch.tensor([3, 17, 33, 35]), torch.tensor([4, 20])
+    hard = h.clone()
+    nats = torch.tensor([30.0, 60.0, 150.0, 1000.0])
+    hard[far] = nats[:, None] * (w[5] / w[5].square().sum())
+    hard[sure] = 60.0 * w[y[sure]] / w[y[sure]].square().sum(-1, keepdim=True)
+    h, hard, w = h.to(dtype), hard.to(dtype), w.to(dtype)
+    head, stored, easy = Head(w, None, None, 1.0), torch.empty(N, V, dtype=dtype), torch.empty(N, V, dtype=dtype)
+    made, alone = score(hard, y, head, stored=stored), score(h, y, head, stored=easy)
+    exact = torch.log_softmax(hard.double() @ w.double().T, -1)
+    logp, eps = exact.gather(1, y[:, None])[:, 0], torch.finfo(dtype).eps
+    assert torch.allclose(made.logp.double(), logp, rtol=2e-5, atol=1e-30)  # fp32 logits of 60 are off by 1e-5
+    probabilities = stored.double() * made.inverse.double()[:, None]
+    want = exact.exp().scatter(1, y[:, None], 0.0)
+    assert torch.allclose(probabilities, want, rtol=max(eps, 2e-4), atol=1e-6)
+    others = torch.ones(N, dtype=torch.bool)
+    others[torch.cat([far, sure])] = False
+    assert torch.equal(made.logp[others], alone.logp[others]) and torch.equal(stored[others], easy[others])
+    assert torch.equal(made.logp, score(hard, y, head).logp), "forward only"
+    if dtype != torch.float16:
+        largest = stored.amax(1).double().log()
+        assert bool((largest[far[1:]] < 1e-2).all()) and float(largest[far[0]]) == pytest.approx(30.0, abs=8.0)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 8])
+@pytest.mark.parametrize("kind", ["trained", "peaked"])
+def test_the_pieces_of_a_row(kind, pieces, monkeypatch):
+    """However many, the same numbers up to rounding; as many programs for one row as for many, and the same bits."""
+    walk = tuning.INTERPRETER.walk._replace(rows=4, columns=64, pieces=pieces)
+    monkeypatch.setattr(tuning, "INTERPRETER", tuning.INTERPRETER._replace(walk=walk))
+    grids, launch = [], interpreter.GridExecutor.__call__
+
+    def seen(self, *args, **kwargs):
+        grids.append((self.fn.__name__, self.grid))
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", seen)
+    h, w, y = head_case(9, 16, 515, kind=kind)
+    head = Head(w, None, None, 1.0)
+    whole = score(h, y, head, stats=True)
+    first = score(h[:1], y[:1], head, stats=True)
+    assert [grid[1] for name, grid in grids if name == "_row_sums"] == [{1: 1, 2: 2, 3: 3, 8: 5}[pieces]] * 2
+    assert torch.equal(whole.logp[:1], first.logp) and torch.equal(whole.entropy[:1], first.entropy)
+    exact = torch.log_softmax(h.double() @ w.double().T, -1)
+    assert torch.allclose(whole.logp.double(), exact.gather(1, y[:, None])[:, 0], rtol=3e-6, atol=1e-9)
+    assert torch.allclose(whole.entropy.double(), -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("route", ["triton", *FUSED])

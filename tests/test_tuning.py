@@ -57,6 +57,7 @@ def test_a_row_says_what_was_measured_and_forgets_what_was_before():
     assert measure.environment()["date"] in row.measured[0] and "triton" in row.measured[0]
 
 
+@pytest.mark.filterwarnings("ignore:expo_kernels. no tiles are known")
 def test_only_a_card_with_a_row_of_its_own_is_written(monkeypatch):
     with pytest.raises(SystemExit, match="want a GPU"):
         tuning_command.main(["--write"])

@@ -20,8 +20,11 @@ def write(page: Path, name: str, text: str) -> None:
 
 
 def table(headings: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
-    lines = [headings, tuple("---" for _ in headings), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(lines([headings, tuple("---" for _ in headings), *rows]))
+
+
+def lines(rows: Sequence[tuple[object, ...]]) -> list[str]:
+    return ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
 
 
 def command(doc: str, pages: Mapping[str, Path], generated: Callable[[], Mapping[str, str]]) -> None:

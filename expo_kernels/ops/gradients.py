@@ -14,6 +14,7 @@ from expo_kernels.kernels.ordered import ordered_add
 from expo_kernels.kernels.sparse.totals import new_totals, report
 from expo_kernels.ops.problem import Problem, Trains
 from expo_kernels.sparsity import SparsityReport
+from expo_kernels.types import Batch
 
 _ROWS = 4096  # rows scaled at once on the way out, so that the fp32 copy stays small
 
@@ -79,8 +80,15 @@ def sparsity_report(problem: Problem, totals: Tensor | None) -> SparsityReport |
     """What a gradient left out; None for an exact one, and where there was none."""
     if totals is None or problem.sparsity is None:
         return None
-    repeats = problem.batch.rows.bincount().max() if problem.batch.host.repeated_rows else 1.0
-    return report(problem.sparsity, totals, repeats)
+    return report(
+        problem.sparsity, totals, _most_tokens_of_a_row(problem.batch) if problem.batch.host.repeated_rows else 1.0
+    )
+
+
+def _most_tokens_of_a_row(batch: Batch) -> Tensor:
+    """Without asking the device how many rows there are."""
+    counts = batch.rows.new_zeros(batch.host.max_row + 1)
+    return counts.index_add_(0, batch.rows, torch.ones_like(batch.rows)).max()
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,7 +147,7 @@ def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """x * factor in the factor's precision, cast once. A new tensor: a second backward finds x as it was."""
     if x.dtype == dtype == factor.dtype:
         return x * factor
-    out = torch.empty_like(x, dtype=dtype)
+    out, factor = torch.empty_like(x, dtype=dtype), factor.view((1,) * x.dim())  # a scalar would not widen x
     for i in range(0, x.shape[0], _ROWS):
-        out[i : i + _ROWS] = x[i : i + _ROWS].to(factor.dtype) * factor
+        torch.mul(x[i : i + _ROWS], factor, out=out[i : i + _ROWS])  # read once, written once, rounded once
     return out

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from expo_kernels.kernels.triton.tuning import CARDS
+from tools import marked
 from tools.machine_code import report
 from tools.machine_code.gates import check
 
@@ -21,6 +22,8 @@ def main() -> int:
         for row in check(CARDS[name], quick=options.quick):
             rows.append(row)
             print(report.line(row), flush=True)
+    if options.quick:
+        print("\n".join(marked.lines(report.loops(rows))))  # as docs/machine-code.md has them
     broken = [row for row in rows if row.broken]
     versions = f"triton {triton.__version__}, torch {torch.__version__}, {datetime.date.today().isoformat()}"
     if options.write:

@@ -33,6 +33,13 @@ class Launch(NamedTuple):
     main_loop: bool = False  # a tensor-core product: the gates ask for its instructions
     copies: bool = True  # and for asynchronous copies in it, where the card has them
     quick: bool = False  # part of the representative subset
+    field: str = ""  # of a Card: the tile it runs
+    rare: bool = False  # not in a usual step, so one program a multiprocessor is enough
+
+    @property
+    def usual(self) -> bool:
+        """Of a step with Llama-3's head, a soft cap's, or our own bf16 product."""
+        return not self.rare and self.variant.startswith(("llama", "gemma", "bf16"))
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,20 +73,23 @@ LLAMA, GEMMA = _Case(4096, 4096, 128256), _Case(4096, 2304, 256000, softcap=30.0
 BIASED = _Case(4000, 2560, 51200, bias=True)
 ODD = _Case(1000, 2050, 50257, bias=True, softcap=30.0)
 FP32 = _Case(4096, 1024, 32000, torch.float32)
+ODD_ROWS = 1000  # of a chunk that ends within a tile of dw's product
 
 
 def _heads(card: Card) -> Iterator[Launch]:
     for name, case in (("llama", LLAMA), ("gemma, soft cap", GEMMA), ("bias and scale", BIASED), ("fp32", FP32)):
         for store, stats in ((True, False), (False, False), (False, True)):
             kind = "E'" if store else "forward only, statistics" if stats else "forward only"
-            ours = case.dtype == torch.bfloat16
+            ours, quick = case.dtype == torch.bfloat16, name == "llama" and not stats
+            field = "small" if not ours else "head" if case.softcap is None else "capped"
             call = partial(_head, card, case, store, stats, False)
-            yield Launch(f"{name}, {kind}", call, main_loop=ours, quick=ours and name == "llama" and not stats)
-            if card.persistent is not None and ours and case.softcap is None:
+            yield Launch(f"{name}, {kind}", call, main_loop=ours, quick=quick, field=field, rare=stats)
+            if card.persistent is not None and field == "head":
                 call = partial(_persistent, card, case, store, stats)
-                yield Launch(f"{name}, {kind}", call, main_loop=True, quick=name == "llama" and not stats)
-    yield Launch("llama, redo", partial(_head, card, LLAMA, True, False, True), main_loop=True)
-    yield Launch("odd D and V, E'", partial(_head, card, ODD, True, False, False), main_loop=True, copies=False)
+                yield Launch(f"{name}, {kind}", call, main_loop=True, quick=quick, field="persistent", rare=stats)
+    redo, odd = partial(_head, card, LLAMA, True, False, True), partial(_head, card, ODD, True, False, False)
+    yield Launch("llama, redo", redo, main_loop=True, field="head", rare=True)
+    yield Launch("odd D and V, E'", odd, main_loop=True, copies=False, field="small")
 
 
 def _head(card: Card, case: _Case, store: bool, stats: bool, redo: bool) -> None:
@@ -110,9 +120,13 @@ def _products(card: Card) -> Iterator[Launch]:
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         main = dtype != torch.float32
         e, h, w = meta(n, V, dtype=dtype), meta(n, D, dtype=dtype), meta(V, D, dtype=dtype)
-        for kind, a, b, out in (("logits", h, w.T, meta(n, V)), ("dh", e, w, meta(n, D)), ("dw", e.T, h, meta(V, D))):
-            call = partial(product.own_product, a, b, out, card.product_tiles(a, b), add=kind == "dw")
-            yield Launch(f"{name}, {kind}", call, main_loop=main, quick=name == "bf16" and kind == "dw")
+        for kind, a, b, out in (
+            ("logits", h, w.T, meta(n, V)), ("dh", e, w, meta(n, D)), ("dw", e.T, h, meta(V, D)),
+            ("dw, odd rows", e[:ODD_ROWS].T, h[:ODD_ROWS], meta(V, D)),
+        ):  # fmt: skip
+            call = partial(product.own_product, a, b, out, card.product_tiles(a, b), add=kind.startswith("dw"))
+            field, quick = "product" if main else "small", name == "bf16" and kind == "dw"
+            yield Launch(f"{name}, {kind}", call, main_loop=main, quick=quick, field=field)
 
 
 def _rows(card: Card) -> Iterator[Launch]:
@@ -122,21 +136,24 @@ def _rows(card: Card) -> Iterator[Launch]:
             like = meta(512, case.D, dtype=dtype or torch.bfloat16)
             out = merge.new_results(like, stats=dtype is None)
             call = partial(
-                rows.row_kernel, meta(512, case.V), meta(512, dtype=torch.int64), case.head(), e, like, out, card
+                rows.score_logits, meta(512, case.V), meta(512, dtype=torch.int64), case.head(), e, like, out, card
             )
             kind = "forward only, statistics" if dtype is None else f"E' in {str(dtype).removeprefix('torch.')}"
-            yield Launch(f"{name}, {kind}", call, quick=name == "llama" and dtype == torch.bfloat16)
+            quick = name == "llama" and dtype == torch.bfloat16
+            # no model that is known has a soft cap and fp16; on sm_100 tanh takes the registers of a fourth program
+            rare = dtype is None or (case.softcap is not None and (dtype == torch.float16 or card.name == "sm_100"))
+            yield Launch(f"{name}, {kind}", call, quick=quick, field="walk", rare=rare)
 
 
 def _sparse(card: Card) -> Iterator[Launch]:
     """A block of rows that keeps a sixteenth of the columns; D odd, too, where tiles do not begin at whole vectors."""
-    n, V, k = 128, 128256, 8016
+    n, V, k = 512, 128256, 8192
     kernels, columns = sparse.Kernels(), meta(k, dtype=torch.int64)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         main = dtype != torch.float32
         e, kept = meta(n, V, dtype=dtype), meta(n, k, dtype=dtype)
         yield Launch(name, partial(kernels.column_sums, e, meta(n), meta(n)))
-        yield Launch(name, partial(kernels.group_sums, e, meta(V, dtype=torch.int64), 65), main_loop=main, copies=False)
+        yield Launch(name, partial(kernels.group_sums, e, meta(V, dtype=torch.int64), 64))
         for D in (4096, 2050):
             w, h = meta(V, D, dtype=dtype), meta(n, D, dtype=dtype)
             tiles = card.product_tiles(kept, w)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import triton
 
 from tools.machine_code.compiling import Compiled
+from tools.machine_code.loops import Loop, main_loop
+from tools.machine_code.occupancy import programs
 
 MAIN_LOOP = {
     "sm_80": r"\bHMMA\.",
@@ -34,6 +36,16 @@ class Numbers(NamedTuple):
     shared_bytes: int
     main_loop: int  # tensor-core instructions
     async_copies: int | None  # None where the architecture has none
+    warps: int = 8
+    tensor_columns: int = 0  # of tensor memory, where the architecture has it
+    loop: Loop | None = None  # the main one, of a kernel with tensor-core instructions
+
+    def programs(self, card: str) -> int:
+        """That a multiprocessor holds at once."""
+        return programs(
+            card, registers=self.registers, shared_bytes=self.shared_bytes, warps=self.warps,
+            tensor_columns=self.tensor_columns,
+        )  # fmt: skip
 
 
 def read(card: str, compiled: Compiled) -> Numbers:
@@ -46,6 +58,9 @@ def read(card: str, compiled: Compiled) -> Numbers:
         shared_bytes=compiled.kernel.metadata.shared,
         main_loop=len(re.findall(MAIN_LOOP[card], code.text)),
         async_copies=len(re.findall(ASYNC_COPY[card], code.text)),
+        warps=compiled.kernel.metadata.num_warps,
+        tensor_columns=getattr(compiled.kernel.metadata, "tmem_size", 0) or 0,
+        loop=main_loop(code.text, amd=False),
     )
 
 
@@ -59,6 +74,8 @@ def _read_amd(card: str, compiled: Compiled) -> Numbers:
         shared_bytes=compiled.kernel.metadata.shared,
         main_loop=len(re.findall(MAIN_LOOP[card], text)),
         async_copies=None,
+        warps=compiled.kernel.metadata.num_warps,
+        loop=main_loop(text, amd=True),
     )
 
 

@@ -1,4 +1,5 @@
-"""What is tried: shapes first, then, around the fastest of them, the order of the tiles and the epilogue's slices."""
+"""What is tried: shapes first, then, around the fastest of them, the order of the tiles and the epilogue's slices, or a
+walk's pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def shapes(card: Card, kernel: str) -> list[Candidate]:
         others: Iterable[Candidate] = _interpreted(shipped)
     elif isinstance(shipped, Walk):
         others = (
-            Walk(rows, columns, warps)
+            shipped._replace(rows=rows, columns=columns, warps=warps)
             for rows, columns, warps in itertools.product((1, 2, 4), (1024, 2048, 4096, 8192), (4, 8, 16))
             if rows * columns <= MOST
         )
@@ -39,7 +40,7 @@ def shapes(card: Card, kernel: str) -> list[Candidate]:
 def orders(best: Candidate, kernel: str) -> list[Candidate]:
     """best, then the same tile in other orders and slices."""
     if isinstance(best, Walk):
-        return [best]
+        return list(dict.fromkeys([best, *(best._replace(pieces=pieces) for pieces in (4, 8, 16))]))
     slices = (1, 2, 4) if kernel in SLICED else (best.slices,)
     others = (best._replace(group=group, slices=count) for group, count in itertools.product((8, 16, 32, 64), slices))
     return list(dict.fromkeys([best, *others]))
@@ -65,7 +66,7 @@ def _interpreted(shipped: Candidate) -> list[Candidate]:
 def named(candidate: Candidate) -> str:
     """128x256x64, 8 warps, 3 stages, group 16, 2 slices"""
     if isinstance(candidate, Walk):
-        return f"{candidate.rows}x{candidate.columns}, {candidate.warps} warps"
+        return f"{candidate.rows}x{candidate.columns}, {candidate.warps} warps, {candidate.pieces} pieces"
     rows, columns, depth, warps, stages, group, slices = candidate
     return f"{rows}x{columns}x{depth}, {warps} warps, {stages} stages, group {group}, {slices} slices"
 

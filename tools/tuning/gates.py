@@ -52,7 +52,7 @@ def _concerns(kernel: str, launch: Launch, every: bool) -> bool:
     maker = getattr(launch.call, "func", None)
     llama, fp32 = launch.variant.startswith("llama"), launch.variant.startswith(("fp32", "odd"))
     if kernel == "walk":
-        return maker is launches.rows.row_kernel and (every or llama)
+        return maker is launches.rows.score_logits and (every or llama)
     if kernel == "persistent":
         return maker is launches._persistent and (every or llama)
     if kernel == "product":

@@ -109,7 +109,7 @@ def _walks(made: Inputs, row: Card) -> dict[str, Step]:
     out = merge.new_results(made.h, False)
 
     def walk(e: Tensor | None) -> Step:
-        return lambda: rows.row_kernel(logits, made.y, made.head, e, made.h, out, row)
+        return lambda: rows.score_logits(logits, made.y, made.head, e, made.h, out, row)
 
     return {"E'": walk(made.e), "forward only": walk(None)}
 

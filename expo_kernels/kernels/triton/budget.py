@@ -48,6 +48,7 @@ def budget(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> Budget:
             f"workspace_bytes: want at least {least} for one row of V {V} and D {D} in {dtype}, got {workspace_bytes}"
         )
     logit_rows = min(LOGIT_ROWS, 1 << (fit.bit_length() - 1))
+    rows -= rows % logit_rows if rows > logit_rows else 0  # a full chunk has no padded block
     strip, lifted = strip_share // (rows * narrow), strip_share // (D * wide)
     return Budget(logit_rows, rows, max(1, min(strip, V)), max(1, min(lifted, V)))
 

@@ -52,7 +52,7 @@ def own_product(a: Tensor, b: Tensor, out: Tensor, tiles: Tiles, *, add: bool) -
     grid = (triton.cdiv(M, tiles.rows) * triton.cdiv(N, tiles.columns),)
     _product[grid](
         a, b, out, M, N, K, a.stride(0), a.stride(1), b.stride(0), b.stride(1), out.stride(0),
-        ADD=add, GROUP=tiles.group, BM=tiles.rows, BN=tiles.columns, BK=tiles.depth,
+        ADD=add, WHOLE=K % tiles.depth == 0, GROUP=tiles.group, BM=tiles.rows, BN=tiles.columns, BK=tiles.depth,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
@@ -61,7 +61,8 @@ def own_product(a: Tensor, b: Tensor, out: Tensor, tiles: Tiles, *, add: bool) -
 def _product(
     a_ptr, b_ptr, out_ptr,                        # in  [M, K], [K, N]; out [M, N]
     M, N, K, stride_am, stride_ak, stride_bk, stride_bn, stride_om,
-    ADD: tl.constexpr, GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ADD: tl.constexpr, WHOLE: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     i, j = tile_at(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
     offs_m = i.to(tl.int64) * BM + tl.arange(0, BM)
@@ -72,9 +73,12 @@ def _product(
     b_tile = b_ptr + offs_n[None, :] * stride_bn + offs_k[:, None] * stride_bk
     acc = tl.zeros([BM, BN], out_ptr.dtype.element_ty)
     for k in range(0, K, BK):
-        mask_k = k + offs_k < K
-        a = tl.load(a_tile, mask=mask_m & mask_k[None, :], other=0.0)
-        b = tl.load(b_tile, mask=mask_n & mask_k[:, None], other=0.0)
+        if WHOLE:
+            a, b = tl.load(a_tile, mask=mask_m, other=0.0), tl.load(b_tile, mask=mask_n, other=0.0)
+        else:
+            mask_k = k + offs_k < K
+            a = tl.load(a_tile, mask=mask_m & mask_k[None, :], other=0.0)
+            b = tl.load(b_tile, mask=mask_n & mask_k[:, None], other=0.0)
         acc = dot(a, b, acc)
         a_tile += BK * stride_ak
         b_tile += BK * stride_bk

@@ -1,6 +1,6 @@
 """Hidden states -> log-probs and, where wanted, E' in the workspace: the two routes of the head, one interface.
 
-    library   the library's product into the logits of a few rows, then the row kernel: exact, portable
+    library   the library's product into the logits of a few rows, then the row kernels: exact, portable
     fused     the product with the exponential epilogue, which never writes a logit; flagged rows are redone
 
 Which one a card takes stands in tuning.py. It never depends on the number of rows, and forward only takes the same
@@ -19,7 +19,7 @@ from expo_kernels.kernels.triton.head_persistent import head_tiles_persistent, t
 from expo_kernels.kernels.triton.labels import label_logits
 from expo_kernels.kernels.triton.merge import RowResults, merge, new_results
 from expo_kernels.kernels.triton.product import product
-from expo_kernels.kernels.triton.rows import row_kernel
+from expo_kernels.kernels.triton.rows import score_logits
 from expo_kernels.kernels.triton.tuning import Card, card_for
 
 
@@ -42,7 +42,7 @@ def _library(
         rows = slice(first, first + block)
         product(_padded_rows(h[rows], block), head.w.T, logits, add=False)
         part, stored = RowResults(*(x[rows] for x in out)), None if e is None else e[rows]
-        row_kernel(logits[: part.logp.shape[0]], y[rows], head, stored, h, part, card)
+        score_logits(logits[: part.logp.shape[0]], y[rows], head, stored, h, part, card)
     return out
 
 

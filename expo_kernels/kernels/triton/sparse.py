@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from expo_kernels.kernels.contract import accumulator
 from expo_kernels.kernels.triton.device import dot, tile_at
@@ -17,7 +18,9 @@ from expo_kernels.kernels.triton.tuning import card_for
 from expo_kernels.kernels.triton.tuning_types import Tiles
 
 ROWS, COLUMNS = 32, 128  # of the column sums
-GROUP_ROWS, SLICES = 64, 32  # of the group sums: rows of a program, and programs that share a row's columns
+GROUP_ROWS, GROUP_COLUMNS = 32, 64  # of the group sums
+WHOLE = 256  # what lists are padded to: no tile is wider, so loads of kept entries want no mask along their rows
+SLICES = 32  # programs that share a row's columns there
 
 
 class Kernels:
@@ -32,11 +35,24 @@ class Kernels:
     def group_sums(self, e: Tensor, group: Tensor, groups: int) -> Tensor:
         """A product with the groups' indicators, which are exact in every format; slices are added in order."""
         n, V = e.shape
-        width, share = triton.next_power_of_2(max(groups, 16)), triton.cdiv(triton.cdiv(V, SLICES), COLUMNS) * COLUMNS
+        width, share = (
+            triton.next_power_of_2(max(groups, 16)),
+            triton.cdiv(triton.cdiv(V, SLICES), GROUP_COLUMNS) * GROUP_COLUMNS,
+        )
         slices = triton.cdiv(V, share)
         out = e.new_empty(slices, n, width, dtype=accumulator(e.dtype))
         _group_sums[(triton.cdiv(n, GROUP_ROWS), slices)](
-            e, group, out, n, V, share, e.stride(0), BN=GROUP_ROWS, BV=COLUMNS, GROUPS=width, num_warps=4
+            e,
+            group,
+            out,
+            n,
+            V,
+            share,
+            e.stride(0),
+            BN=GROUP_ROWS,
+            BV=GROUP_COLUMNS if e.element_size() == 2 else GROUP_COLUMNS // 4,
+            GROUPS=width,
+            num_warps=8,
         )
         return out.sum(0)[:, :groups]
 
@@ -48,21 +64,25 @@ class Kernels:
             return
         # a weight is a power of two, exact in bf16 and in any wider format; fp16 could overflow
         narrow = torch.float32 if e.dtype == torch.float16 else e.dtype
-        kept = e.index_select(1, columns).to(narrow)
+        k = columns.shape[0]
+        padded = pad(columns, (0, -k % WHOLE))  # column 0, with a weight of nothing
+        kept = e.index_select(1, padded).to(narrow)
+        kept[:, k:] = 0
         w = w.to(narrow) if w.dtype != narrow else w
         tiles = card_for(e.device).product_tiles(kept, w)
         if dh is not None:
-            weighted = kept if weight is None else kept * weight.to(narrow)
-            gathered_product(weighted, w, columns, dh, tiles)
+            weighted = kept if weight is None else kept * pad(weight, (0, -k % WHOLE)).to(narrow)
+            gathered_product(weighted, w, padded, dh, tiles)
         if dw is not None:
             scattered_product(kept, scaled_h.to(narrow), columns, weight, dw, tiles)
         if db is not None:
-            sums = factor @ kept.to(factor.dtype)
+            sums = factor @ kept[:, :k].to(factor.dtype)
             db.index_add_(0, columns, sums if weight is None else sums * weight)
 
 
 def gathered_product(kept: Tensor, w: Tensor, columns: Tensor, dh: Tensor, tiles: Tiles) -> None:
-    """kept [n, k], w [V, D], columns [k] -> dh [n, D] += kept w[columns]."""
+    """kept [n, k], w [V, D], columns [k], k a multiple of WHOLE -> dh [n, D] += kept w[columns]."""
+    assert kept.shape[1] == columns.shape[0] and kept.shape[1] % WHOLE == 0 and WHOLE % tiles.depth == 0
     (n, k), D = kept.shape, w.shape[1]
     _gathered_product[_grid(n, D, tiles)](
         kept, w, columns, dh, n, D, k, kept.stride(0), w.stride(0), dh.stride(0),
@@ -74,8 +94,9 @@ def gathered_product(kept: Tensor, w: Tensor, columns: Tensor, dh: Tensor, tiles
 def scattered_product(
     kept: Tensor, scaled_h: Tensor, columns: Tensor, weight: Tensor | None, dw: Tensor, tiles: Tiles
 ) -> None:
-    """kept [n, k], scaled_h [n, D], columns and weight [k] -> dw[columns] += weight kept^T scaled_h."""
-    (n, k), D = kept.shape, scaled_h.shape[1]
+    """kept [n, k or more], scaled_h [n, D], columns and weight [k] -> dw[columns] += weight kept^T scaled_h."""
+    n, k, D = kept.shape[0], columns.shape[0], scaled_h.shape[1]
+    assert kept.shape[1] % WHOLE == 0 and WHOLE % tiles.rows == 0
     _scattered_product[_grid(k, D, tiles)](
         kept, scaled_h, columns, weight, dw, k, D, n, kept.stride(0), scaled_h.stride(0), dw.stride(0),
         GROUP=tiles.group, BM=tiles.rows, BN=tiles.columns, BK=tiles.depth,
@@ -150,10 +171,9 @@ def _gathered_product(
     acc = tl.zeros([BM, BN], out_ptr.dtype.element_ty)
     for k in range(0, K, BK):
         offs_k = k + tl.arange(0, BK)
-        mask_k = offs_k < K
-        columns = tl.load(columns_ptr + offs_k, mask=mask_k, other=0)
-        a = tl.load(a_ptr + offs_m[:, None] * stride_am + offs_k[None, :], mask=mask_m & mask_k[None, :], other=0.0)
-        b = tl.load(w_ptr + columns[:, None] * stride_wv + offs_n[None, :], mask=mask_k[:, None] & mask_n, other=0.0)
+        columns = tl.load(columns_ptr + offs_k)
+        a = tl.load(a_ptr + offs_m[:, None] * stride_am + offs_k[None, :], mask=mask_m, other=0.0)
+        b = tl.load(w_ptr + columns[:, None] * stride_wv + offs_n[None, :], mask=mask_n, other=0.0)
         acc = dot(a, b, acc)
     at = out_ptr + offs_m[:, None] * stride_om + offs_n[None, :]
     tl.store(at, tl.load(at, mask=mask_m & mask_n, other=0.0) + acc, mask=mask_m & mask_n)
@@ -173,8 +193,7 @@ def _scattered_product(
     for k in range(0, K, BK):
         offs_k = (k + tl.arange(0, BK)).to(tl.int64)
         mask_k = offs_k < K
-        at = a_ptr + offs_k[None, :] * stride_ak + offs_m[:, None]
-        a = tl.load(at, mask=mask_m[:, None] & mask_k[None, :], other=0.0)
+        a = tl.load(a_ptr + offs_k[None, :] * stride_ak + offs_m[:, None], mask=mask_k[None, :], other=0.0)
         b = tl.load(h_ptr + offs_k[:, None] * stride_hk + offs_n[None, :], mask=mask_k[:, None] & mask_n, other=0.0)
         acc = dot(a, b, acc)
     if weight_ptr is not None:

@@ -6,6 +6,9 @@ in tuning_types.py. A row says itself what of it was measured.
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 
 from expo_kernels.kernels.triton.tuning_table import ROWS
@@ -14,7 +17,7 @@ from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
 MIN_COLUMNS = 128  # no tile of the head is narrower; the account of the workspace counts on it
 CARDS = {row.name: row for row in ROWS}
 _FEW = Tiles(32, 256, 64, 4, 1, group=2)
-INTERPRETER = Card("interpreter", False, _FEW, _FEW, None, _FEW, _FEW, Walk(32, 256, 4), 1 << 30)
+INTERPRETER = Card("interpreter", False, _FEW, _FEW, None, _FEW, _FEW, Walk(32, 256, 4, 2), 1 << 30)
 
 
 def card_for(device: torch.device) -> Card:
@@ -22,9 +25,22 @@ def card_for(device: torch.device) -> Card:
     if device.type == "cpu":
         return INTERPRETER
     if torch.version.hip is not None:
-        return CARDS["gfx942"]
-    major, minor = torch.cuda.get_device_capability(device)
-    return CARDS[nearest(major, minor)]
+        own, taken = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0], "gfx942"
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        own, taken = f"sm_{major}{minor}", nearest(major, minor)
+    if own != taken:
+        _say(own, taken)
+    return CARDS[taken]
+
+
+@functools.cache
+def _say(own: str, taken: str) -> None:
+    """Once a process."""
+    warnings.warn(
+        f"expo_kernels: no tiles are known for {own}, those of {taken} are taken "
+        "(expo_kernels/kernels/triton/tuning.py)", stacklevel=2,
+    )  # fmt: skip
 
 
 def nearest(major: int, minor: int) -> str:

@@ -22,11 +22,12 @@ class Tiles(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """A block of rows, walked this many columns at a time."""
+    """A block of rows, walked this many columns at a time, by so many programs that each take a piece of the row."""
 
     rows: int
     columns: int
     warps: int
+    pieces: int = 8
 
 
 class Card(NamedTuple):
@@ -37,7 +38,7 @@ class Card(NamedTuple):
     persistent: Tiles | None  # of the head by tensor descriptors, where the card has them; not under a soft cap
     product: Tiles
     small: Tiles  # of both, for fp32 (on the card's ordinary units) and for rows that do not begin at whole vectors
-    walk: Walk  # of the row kernel
+    walk: Walk  # of the row kernels
     shared_bytes: int  # what one program may use
     measured: tuple[str, ...] = ()  # which of these were timed, where and when; the others were never
 
