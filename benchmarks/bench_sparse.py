@@ -185,7 +185,7 @@ def early_lists(case: HeadCase, threshold: float = 2.0**-14, strip: int = 2048) 
     label's logit alone, or with a strip of the columns that are the most probable in another half of the batch."""
     half = case.h.shape[0] // 2
     totals = torch.stack([logp.exp().sum(0) for logp in log_softmax(case.h[half:], case.w, None)]).sum(0)
-    frequent = totals.topk(strip).indices
+    frequent = totals.topk(min(strip, totals.numel())).indices
     kept = {"true": 0.0, "label": 0.0, "label and strip": 0.0}
     columns = 0
     for logp, y in zip(log_softmax(case.h[:half], case.w, None), case.y[:half].split(256), strict=True):

@@ -43,9 +43,9 @@ THRESHOLD = 2.0**-12
 class Settings(NamedTuple):
     V: int = 8192
     width: int = 96
-    before: int = 400  # exact steps that all runs of a seed start from
-    steps: int = 120
-    naive: int = 200
+    before: int = 250  # exact steps that all runs of a seed start from
+    steps: int = 60
+    naive: int = 80
     seeds: int = 5
     held_out: int = 24  # batches
 

@@ -90,12 +90,19 @@ def test_a_step_of_a_mixture_of_experts_with_its_router_loss(name, tmp_path):
     assert routers and all((plain[key] - balanced[key]).norm() > 1e-6 for key in routers)
 
 
-@pytest.mark.parametrize(
-    "rule", [{"sparsity": "certified", "sparsity_tau": 0.3}, {"sparsity": "unbiased", "sparsity_theta": 3.0}]
-)
-def test_a_sparse_gradient_changes_the_step_and_is_logged(rule, tmp_path):
+def test_a_certified_gradient_of_a_new_model_is_the_exact_one_and_says_so(tmp_path):
+    """Its softmax is flat, so every block keeps too much."""
+    write_pairs(tmp_path / "pairs.jsonl", 4)
+    logged_step(small(copy.deepcopy(next(iter(CONFIGS.values())))), tmp_path, sparsity="certified")
+    lines = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text().splitlines())
+    log = next(line for line in lines if "loss" in line)
+    assert log["sparsity/kept"] == log["sparsity/exact"] == 1 and log["sparsity/dropped_mean"] == 0
+
+
+def test_a_sparse_gradient_changes_the_step_and_is_logged(tmp_path):
     """The loss is the exact one; the head's step is another; what was left out is in the log."""
     write_pairs(tmp_path / "pairs.jsonl", 4)
+    rule = {"sparsity": "unbiased", "sparsity_theta": 3.0}
     name, made = next(iter(CONFIGS)), {}
     for folder, keys in (("exact", {}), ("sparse", rule), ("again", rule)):
         (tmp_path / folder).mkdir()
