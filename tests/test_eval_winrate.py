@@ -20,6 +20,7 @@ def test_a_judge_that_always_says_a_finds_half_and_a_total_position_bias(tmp_pat
         assert len(server.asked) == 24
     found = report_of(tmp_path)[0]
     assert found["win_rate"]["value"] == 0.5 and found["tie"]["value"] == 1.0
+    assert [*found["win_rate"]["bootstrap"]] == [0.5, 0.5], "50 % +- 0"
     assert found["first_place"]["value"] == 1.0 and found["first_wins"] == 24
     assert found["consistency"]["value"] == 0.0 and found["inconsistent"] == 12
 
