@@ -319,6 +319,27 @@ def test_a_value_that_is_not_finite_stays_one(backend):
     assert float(told.exact) > 0
 
 
+def test_under_a_compiler():
+    """One graph, the same draws, the same report."""
+    torch._dynamo.reset()
+    h, w, y = head_case(64, 16, 300, kind="peaked")
+    batch, execution = (
+        from_packed(y, torch.arange(0, 65, 16)),
+        Execution(sparsity=RULES["unbiased"], skip_inactive=False),
+    )
+
+    def loss(h):
+        return preference_loss(h, w, batch, EXPO, execution=execution)
+
+    made = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = h.clone().requires_grad_()
+        out = function(leaf)
+        out.loss.backward()
+        made.append((leaf.grad, out.sparsity.kept))
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True)) and 0 < float(made[0][1]) < 1
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     {
