@@ -95,8 +95,10 @@ def compare(case: HeadCase, ways: list[str], backend: str, rounds: int) -> list[
         out, *made = steps[name]()
         rows.append({"way": name, **left_out(out, made, exact, noise)})
         check(name, rows[-1], out)
-    timed: dict[str, Callable[[], object]] = {"products": three_products(case)}
-    timed.update(steps)
+    timed: dict[str, Callable[[], object]] = {
+        "products": three_products(case),
+        **{k: s.__call__ for k, s in steps.items()},
+    }
     times = measure.interleaved(timed, rounds=rounds, warmup=0.0)
     entropy = float(observed(case).entropy.mean())
     for row in rows:

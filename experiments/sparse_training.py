@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -222,4 +221,4 @@ def interval(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

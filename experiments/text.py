@@ -39,11 +39,8 @@ def text(V: int) -> Text:
     words.train_from_iterator(files, vocab_size=V, min_frequency=2, show_progress=False)
     ids = [torch.tensor(words.encode(file).ids) for file in files]
     cut = [int(len(x) * (1 - HELD_OUT)) for x in ids]
-    parts = [
-        torch.cat([x[:n] for x, n in zip(ids, cut, strict=True)]),
-        torch.cat([x[n:] for x, n in zip(ids, cut, strict=True)]),
-    ]
-    return Text(*parts, V)
+    train = torch.cat([x[:n] for x, n in zip(ids, cut, strict=True)])
+    return Text(train, torch.cat([x[n:] for x, n in zip(ids, cut, strict=True)]), V)
 
 
 def windows(tokens: Tensor, count: int, length: int, random: torch.Generator) -> Tensor:
@@ -59,4 +56,6 @@ def model(V: int, width: int, seed: int) -> LlamaForCausalLM:
         vocab_size=V, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False,
     )  # fmt: skip
-    return attach(LlamaForCausalLM(config))
+    made = LlamaForCausalLM(config)
+    attach(made)
+    return made
