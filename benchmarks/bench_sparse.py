@@ -11,6 +11,8 @@ probabilities: what it would keep and drop (it was not timed here).
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of torch; default: its own")
     parser.add_argument("--save", type=Path, help="append the rows, as JSON lines, to this file")
     args = parser.parse_args(arguments)
-    command = options.command_of("bench_sparse", arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "benchmarks.bench_sparse", *words])  # ways have spaces in their names
     if args.threads:
         torch.set_num_threads(args.threads)
     for shape in args.shapes:

@@ -1,4 +1,4 @@
-"""The same requests through vLLM, where it is installed: pip install vllm.
+"""The same requests through vLLM, where it is installed (the extra [vllm]).
 
 Tested against a stand-in of the few names that are used here, not against vLLM itself. A request has a seed of its own,
 so its random numbers do not depend on the others; vLLM's logits do, in the last bits, on what runs beside it. Texts are
