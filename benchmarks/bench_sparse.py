@@ -10,10 +10,11 @@ probabilities: what it would keep and drop (it was not timed here).
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,14 @@ from torch import Tensor
 from benchmarks import measure, options
 from benchmarks.cases import DTYPES, HeadCase, head_case, log_softmax, observed, usual_dtype
 from benchmarks.measure import Timing
+from benchmarks.own_head import own_case, read_head
 from expo_kernels import Certified, Execution, LossOutput, Unbiased, preference_loss
 from expo_kernels.layout import from_packed
 from expo_kernels.objectives import make_objective
 from expo_kernels.sparsity import Sparsity
 
 SEQUENCES = 16
+ENTROPIES = (1.0, 1.3, 2.0, 2.5)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE, FILTER = 128, 2.0**-12  # Cut Cross-Entropy's
 WAYS: dict[str, Sparsity | None] = {
@@ -58,7 +61,8 @@ class Step(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     parser = options.parser_of("bench_sparse", __doc__)
     parser.add_argument("--shapes", nargs="+", default=["1024x32000"], help="DxV")
-    parser.add_argument("--entropies", nargs="+", type=float, default=[1.0, 1.3, 2.0, 2.5], help="nats")
+    parser.add_argument("--head", type=Path, help="instead of --shapes: a model's own (benchmarks.own_head)")
+    parser.add_argument("--entropies", nargs="+", type=float, help="nats; default: 1, 1.3, 2, 2.5, or the head's own")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
@@ -71,18 +75,30 @@ def main(arguments: list[str] | None = None) -> None:
     command = shlex.join(["python", "-m", "benchmarks.bench_sparse", *words])  # ways have spaces in their names
     if args.threads:
         torch.set_num_threads(args.threads)
+    for case in cases(args):
+        (V, D), workload = case.w.shape, "trained" if args.head is None else "lm"
+        rows = compare(case, args.ways, args.backend, args.rounds)
+        header = f"N {args.tokens}, D {D}, V {V}, {workload}, {args.dtype}, {rows[0]['entropy']:.2f} nats; "
+        header += f"three {product_dtype(case)} products"
+        print(f"\n{header} {rows[0]['products_s']:.2f} s\n" + "\n".join(map(line, rows)), flush=True)
+        early = ", ".join(f"{name} {share:.1%}" for name, share in early_lists(case).items())
+        print(f"columns above 2^-14 somewhere in a block, by what is known of the log-sum-exp: {early}", flush=True)
+        if args.save:
+            what = {"workload": workload, "D": D, "V": V, "tokens": args.tokens, "dtype": args.dtype}
+            write(args.save, rows, {"command": command, **what})
+
+
+def cases(args: argparse.Namespace) -> Iterator[HeadCase]:
+    dtype = DTYPES[args.dtype]
+    if args.head is not None:
+        whole = read_head(args.head)
+        for entropy in args.entropies or [None]:
+            yield own_case(whole, args.tokens, entropy, dtype, DEVICE)
+        return
     for shape in args.shapes:
         D, V = map(int, shape.split("x"))
-        for entropy in args.entropies:
-            case = head_case(args.tokens, D, V, entropy=entropy, dtype=DTYPES[args.dtype], device=DEVICE)
-            rows = compare(case, args.ways, args.backend, args.rounds)
-            header = f"N {args.tokens}, D {D}, V {V}, {args.dtype}, {rows[0]['entropy']:.2f} nats; "
-            header += f"three {product_dtype(case)} products"
-            print(f"\n{header} {rows[0]['products_s']:.2f} s\n" + "\n".join(map(line, rows)), flush=True)
-            early = ", ".join(f"{name} {share:.1%}" for name, share in early_lists(case).items())
-            print(f"columns above 2^-14 somewhere in a block, by what is known of the log-sum-exp: {early}")
-            if args.save:
-                write(args.save, rows, {"command": command, "D": D, "V": V, "tokens": args.tokens, "dtype": args.dtype})
+        for entropy in args.entropies or ENTROPIES:
+            yield head_case(args.tokens, D, V, entropy=entropy, dtype=dtype, device=DEVICE)
 
 
 def compare(case: HeadCase, ways: list[str], backend: str, rounds: int) -> list[dict[str, Any]]:

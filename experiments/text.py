@@ -1,4 +1,6 @@
-"""Real text for a small language model: Python's own library, which every machine that runs this has.
+"""Real text for a small language model, which every machine that runs this has: a part of Python's own library, or
+"code": all of it behind the models of the installed transformers, which say most of what they say more than once, so
+that a small model comes to know what follows.
 
 Tokens are byte-level BPE, learned from the text; the first part of each file's tokens is trained on, the rest held out.
 """
@@ -11,13 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import transformers
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from expo_kernels.head import attach
 
-BYTES = 2 << 20  # of text
+BYTES = {"library": 2 << 20, "code": 28 << 20}  # of text
 HELD_OUT = 0.1
 
 
@@ -28,19 +31,36 @@ class Text(NamedTuple):
 
 
 @functools.cache
-def text(V: int) -> Text:
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    files, size = [], 0
-    for path in sorted(folder.glob("*.py")):
-        if size < BYTES:
-            files.append(path.read_text(encoding="utf-8", errors="replace"))
-            size += len(files[-1])
+def text(V: int, source: str = "library") -> Text:
+    files = read_files(source)
     words = ByteLevelBPETokenizer()
     words.train_from_iterator(files, vocab_size=V, min_frequency=2, show_progress=False)
-    ids = [torch.tensor(words.encode(file).ids) for file in files]
+    ids = [torch.tensor(words.encode(file).ids, dtype=torch.long) for file in files]
     cut = [int(len(x) * (1 - HELD_OUT)) for x in ids]
     train = torch.cat([x[:n] for x, n in zip(ids, cut, strict=True)])
     return Text(train, torch.cat([x[n:] for x, n in zip(ids, cut, strict=True)]), V)
+
+
+def read_files(source: str) -> list[str]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    paths = sorted(library.glob("*.py"))
+    if source == "code":
+        inner = (path for path in library.rglob("*.py") if "site-packages" not in path.parts)
+        paths = [*sorted((Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")), *sorted(inner)]
+    files: list[str] = []
+    size = 0
+    for path in paths:
+        if size < BYTES[source]:
+            files.append(path.read_text(encoding="utf-8", errors="replace"))
+            size += len(files[-1])
+    return files
+
+
+def shuffled(data: Text, seed: int) -> Text:
+    """The same words in a random order: what stands before a word says nothing of it."""
+    random = torch.Generator().manual_seed(seed)
+    train, held_out = (x[torch.randperm(len(x), generator=random)] for x in data[:2])
+    return Text(train, held_out, data.V)
 
 
 def windows(tokens: Tensor, count: int, length: int, random: torch.Generator) -> Tensor:
@@ -49,12 +69,12 @@ def windows(tokens: Tensor, count: int, length: int, random: torch.Generator) ->
     return tokens[first[:, None] + torch.arange(length)]
 
 
-def model(V: int, width: int, seed: int) -> LlamaForCausalLM:
-    """Two layers, its head ready for the fused loss."""
+def model(V: int, width: int, seed: int, wide: int = 3, heads: int = 4) -> LlamaForCausalLM:
+    """Two layers, its head ready for the fused loss; wide: the inner width of its feed-forward parts, in widths."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False,
+        vocab_size=V, hidden_size=width, intermediate_size=wide * width, num_hidden_layers=2,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, tie_word_embeddings=False,
     )  # fmt: skip
     made = LlamaForCausalLM(config)
     attach(made)

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from benchmarks import bench_sparse
-from benchmarks.cases import HeadCase, head_case
+from benchmarks import bench_sparse, own_head
+from benchmarks.cases import HeadCase, head_case, observed
 from benchmarks.report import sparsity as report
 from tools import marked
 
@@ -86,3 +87,36 @@ def test_the_page_and_what_is_wanted(rows, tmp_path, monkeypatch):
 def test_the_committed_page_is_what_the_committed_rows_give():
     rows = [json.loads(line) for line in report.ROWS.read_text().splitlines()]
     assert marked.read(marked.DOCS / "sparsity.md", "speed") == report.page(rows)
+
+
+def test_a_head_of_ones_own(tmp_path):
+    """A file's rows as they come, at an entropy that is asked for, and what a file may not hold."""
+    case = head_case(300, 16, 50, entropy=2.0, dtype=torch.float32)
+    path = tmp_path / "head.safetensors"
+    save_file(case._asdict(), path)
+    whole = own_head.read_head(path)
+    plain = own_head.own_case(whole, 256, None, torch.float32, "cpu")
+    assert torch.equal(plain.h, case.h[:256]) and torch.equal(plain.w, case.w) and torch.equal(plain.y, case.y[:256])
+    sharper = own_head.own_case(whole, 300, 1.0, torch.float32, "cpu")
+    assert float(observed(sharper).entropy.mean()) == pytest.approx(1.0, abs=1e-3)
+    with pytest.raises(ValueError, match="want at most the file's 300 rows, got 301"):
+        own_head.own_case(whole, 301, None, torch.float32, "cpu")
+    with pytest.raises(ValueError, match=r"want an entropy of .* nats here, got 9"):
+        own_head.own_case(whole, 300, 9.0, torch.float32, "cpu")
+    for parts in ({"h": case.h, "w": case.w}, {**case._asdict(), "y": case.y + 50}, {**case._asdict(), "y": case.h.clone()}):
+        save_file(parts, path)
+        with pytest.raises(ValueError, match="read_head: want h"):
+            own_head.read_head(path)
+
+
+def test_the_bench_takes_such_a_head(tmp_path, capsys):
+    case = head_case(128, 32, 600, entropy=2.0, dtype=torch.float32)
+    save_file(case._asdict(), tmp_path / "head.safetensors")
+    saved = tmp_path / "rows.jsonl"
+    bench_sparse.main([
+        "--head", str(tmp_path / "head.safetensors"), "--tokens", "128", "--rounds", "1", "--dtype", "fp32",
+        "--ways", "unbiased, 2^-6", "--save", str(saved),
+    ])  # fmt: skip
+    rows = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert {row["workload"] for row in rows} == {"lm"} and "V 600, lm, fp32" in capsys.readouterr().out
+    assert "a small LM's" in report.page(rows)

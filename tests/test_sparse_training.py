@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from experiments import sparse_training
-from experiments.sparse_training import QUICK, Result
-from experiments.text import text, windows
+from benchmarks.own_head import read_head
+from experiments import sparse_training, text_lm
+from experiments.sparse_training import Result, Settings
+from experiments.text import shuffled, text, windows
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model of the library's text, hardly trained."""
+    folder = tmp_path_factory.mktemp("lm")
+    words = {"source": "library", "V": 600, "width": 64, "steps": 3, "batch": 2, "tokens": 200, "out": folder}
+    text_lm.main([word for name, value in words.items() for word in (f"--{name}", str(value))])
+    return folder
 
 
 def test_the_table_has_differences_within_a_seed():
@@ -24,6 +35,8 @@ def test_windows_of_the_text():
     assert data.V == 600 and int(data.train.max()) < 600 and len(data.train) > 5 * len(data.held_out) > 1000
     ids = windows(data.train, 3, 10, torch.Generator().manual_seed(0))
     assert ids.shape == (3, 10)
+    other = shuffled(data, 0).train
+    assert not torch.equal(other, data.train) and torch.equal(other.sort().values, data.train.sort().values)
 
 
 def test_the_threshold_leaves_small_entries_out():
@@ -34,8 +47,21 @@ def test_the_threshold_leaves_small_entries_out():
     assert 0 < int(touched.sum()) <= 14, "the labels' rows alone: a new model's softmax is under 2^-12 everywhere"
 
 
+def test_what_the_head_is_given_is_written(start):
+    """The model's own logits of its held-out text, as the file says them."""
+    parts, model = load_file(start / "head.safetensors"), sparse_training.load(Settings(str(start), "library"))
+    assert parts["h"].shape == (200, 64) and torch.equal(parts["w"], model.lm_head.weight)
+    ids = windows(text(600).held_out, 2, text_lm.LENGTH, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)[:200]
+    torch.testing.assert_close(parts["h"] @ parts["w"].T, logits)
+    assert torch.equal(parts["y"], ids[:, 1:].flatten()[:200])
+    assert read_head(start / "head.safetensors").w.shape == (600, 64)
+
+
 @pytest.mark.slow
-def test_one_seed():
-    made = sparse_training.one_seed(QUICK, 0)
-    assert len(made) == 3 * 3 + 2 and all(0 < r.kept <= 1 for r in made)
-    assert all(r.loss == r.loss for r in made)
+def test_every_task_of_one_seed(start):
+    settings = Settings(str(start), "library", steps=3, new=3, width=32, seeds=1, held_out=1)
+    made = [r for name in (*sparse_training.TASKS, "new") for r in sparse_training.job((settings, name, 0))]
+    assert len(made) == 5 * 3 and all(r.loss == r.loss for r in made)
+    assert all(0 < r.kept <= 1 for r in made if r.gradient != sparse_training.NAIVE)

@@ -1,6 +1,6 @@
 """A soak of the trainer: a thousand steps of the demo's training, undisturbed and then killed ten times on the way.
 
-python -m tools.soak [--steps 1000] [--every 50] [--kills 10] [--seed 0] [--ranks 2] [--out runs/soak]
+python -m tools.soak [--steps 1000] [--every 50] [--logged 10] [--kills 10] [--seed 0] [--ranks 2] [--out runs/soak]
 
 Both runs evaluate and save; a kill is SIGKILL to one rank, at a moment drawn by the seed, every third one in the middle
 of a save. Exit code 0 only where the killed run lost nothing (its newest checkpoint was always whole and where it went
@@ -26,9 +26,8 @@ import torch
 from tools.slope import Slope, floor_slope
 from train import checkpoints, demo
 
-LOGGED = 10  # steps between two lines of the log
 SETTLED = 200  # steps after which memory has to stand still
-KEPT = 1024  # bytes a step that may stay: the Trainer keeps every line of its log, here one for ten steps
+LINE = 10_240  # bytes that a logged line may keep: the Trainer holds them all, and writes them out as one text
 SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
@@ -39,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
     demo.write_files(out)
     slopes = undisturbed(_command(out, "whole", args), out / "whole", args)
-    disturbed(_command(out, "killed", args), out / "killed", args)
-    problems = [*_memory(slopes), *compare(out / "whole", out / "killed", args.steps)]
+    problems = _memory(slopes, args.logged)
+    if args.kills:
+        disturbed(_command(out, "killed", args), out / "killed", args)
+        problems += compare(out / "whole", out / "killed", args.steps)
     for problem in problems:
         print(f"tools.soak: {problem}")
-    if not problems:
+    if args.kills and not problems:
         print(
             f"nothing was lost in {args.kills} kills: {args.steps} logged steps, evaluations and the weights are equal"
         )
@@ -63,7 +64,8 @@ def undisturbed(command: list[str], output: Path, args: argparse.Namespace) -> d
             samples.setdefault(process.pid, []).append((now, _anonymous(process)))
     first, cycle = min(SETTLED, args.steps // 5), 2 * args.every
     late = [[(s, b) for s, b in rank if first <= s < args.steps and b] for rank in samples.values()]
-    return {i: floor_slope(rank, min(cycle, (args.steps - first) / SHORTEST)) for i, rank in enumerate(late)}
+    width = min(cycle, (args.steps - first) / SHORTEST)
+    return {i: floor_slope(rank, width) for i, rank in enumerate(filter(None, late))}  # not what ended before
 
 
 def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> None:
@@ -72,7 +74,7 @@ def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> Non
     for number, moment in enumerate(moments):
         saving = number % 3 == 2
         for launcher in _running(command, output):
-            if step(output) >= moment - LOGGED and (not saving or _saves(output)):
+            if step(output) >= moment - args.logged and (not saving or _saves(output)):
                 time.sleep(chance.random() * (0.05 if saving else 1.0))
                 _kill(launcher, chance, output, saving)
                 break
@@ -175,13 +177,13 @@ def compare(whole: Path, killed: Path, steps: int) -> list[str]:
     return problems
 
 
-def _memory(slopes: dict[int, Slope]) -> list[str]:
-    """Prints a line a rank; -> those that grow."""
+def _memory(slopes: dict[int, Slope], logged: int) -> list[str]:
+    """logged: steps of a line. Prints a line a rank; -> those that grow."""
     problems = []
     for rank, slope in slopes.items():
         said = f"rank {rank}: memory {slope.mean / 2**20:.1f} MiB, slope {slope.value:+.1f} bytes a step, "
         print(said + f"95 % interval {slope.low:+.1f} to {slope.high:+.1f}", flush=True)
-        if slope.low > KEPT:
+        if slope.low > LINE / logged:
             problems.append(f"rank {rank}: memory grows by at least {slope.low:.1f} bytes a step")
     return problems
 
@@ -201,7 +203,7 @@ def _saves(output: Path) -> bool:
 
 def _command(out: Path, name: str, args: argparse.Namespace) -> list[str]:
     own = {
-        "max_steps": args.steps, "save_steps": args.every, "eval_steps": 2 * args.every, "logging_steps": LOGGED,
+        "max_steps": args.steps, "save_steps": args.every, "eval_steps": 2 * args.every, "logging_steps": args.logged,
         "save_total_limit": 2, "overwrite_output_dir": "false",
         "resume_from_checkpoint": "auto", "report_to": "[jsonl]",
     }  # fmt: skip
@@ -217,13 +219,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints; evaluation every second one")
-    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--logged", type=int, default=10, help="steps between two lines of the log")
+    parser.add_argument("--kills", type=int, default=10, help="0: only the undisturbed run, for its memory")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks that are killed")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--out", type=Path, default=demo.ROOT / "runs" / "soak", help="emptied first")
     args = parser.parse_args(argv)
-    if args.steps % args.every or args.every % LOGGED:
-        parser.error(f"want --steps a multiple of --every, and that of {LOGGED}; got {args.steps} and {args.every}")
+    if args.steps % args.every or (2 * args.every) % args.logged:
+        parser.error(
+            "want --steps a multiple of --every, and twice that of --logged; "
+            f"got {args.steps}, {args.every} and {args.logged}"
+        )
     if not 0 <= args.kills <= args.steps - args.every // 2:
         parser.error(f"--kills: want from 0 to {args.steps - args.every // 2}, got {args.kills}")
     return args

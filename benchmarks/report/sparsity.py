@@ -25,6 +25,7 @@ HEADINGS = (
 # wanted: under so much of three products up to so many nats, by a way that leaves out next to nothing
 WANTED = ((1.5, 0.50), (2.7, 0.65))
 MASS, VARIANCE = 0.005, 1e-3  # dropped at most by a certified way; added at most by an unbiased one, of the batch's own
+WORKLOADS = {"trained": "made", "lm": "a small LM's"}
 Row = dict[str, Any]
 
 
@@ -39,12 +40,11 @@ def main() -> None:
 def page(rows: Sequence[Row]) -> str:
     parts = []
     for key, own in workloads(rows).items():
-        D, V, tokens, dtype, entropy = key
+        D, V, workload, tokens, dtype, entropy = key
         first = own[0]
-        title = (
-            f"**N {tokens}, D {D}, V {V}, {dtype}, {entropy:.2f} nats.** {first['device']}, {first['threads']} threads"
-        )
-        title += f", {first['date']}, {first['commit']}; three fp32 products {first['products_s']:.2f} s"
+        title = f"**N {tokens}, D {D}, V {V}, {WORKLOADS[workload]}, {dtype}, {entropy:.2f} nats.** "
+        title += f"{first['device']}, {first['threads']} threads, {first['date']}, {first['commit']}; "
+        title += f"three fp32 products {first['products_s']:.2f} s"
         parts.append(f"{title}\n\n{marked.table(HEADINGS, [cells(row) for row in own])}\n\n{verdict(own)}")
     command = "; ".join(dict.fromkeys(f"`{row['command']}`" for row in rows))
     return "\n\n".join(["![speed against what is left out](figures/sparsity.svg)", *parts, command])
@@ -53,7 +53,7 @@ def page(rows: Sequence[Row]) -> str:
 def workloads(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = (row["D"], row["V"], row["tokens"], row["dtype"], row["entropy"])
+        key = (row["D"], row["V"], row.get("workload", "trained"), row["tokens"], row["dtype"], row["entropy"])
         found.setdefault(key, []).append(row)
     return dict(sorted(found.items()))
 
@@ -85,11 +85,11 @@ def cells(row: Row) -> tuple[object, ...]:
 def drawn(rows: Sequence[Row]) -> Figure:
     """A panel a shape: time against the mass that is dropped, a line for each entropy and kind of rule."""
     found = workloads(rows)
-    shapes = list(dict.fromkeys(key[:2] for key in found))
+    shapes = list(dict.fromkeys(key[:3] for key in found))
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(shapes), figsize=(4.5 * len(shapes), 3.4), squeeze=False, sharey=True)
         for axis, shape in zip(axes[0], shapes, strict=True):
-            own = [(key[4], some) for key, some in found.items() if key[:2] == shape]
+            own = [(key[5], some) for key, some in found.items() if key[:3] == shape]
             for i, (entropy, some) in enumerate(own):
                 for kind, mark in (("certified, row", "s"), ("certified, block", "D"), ("unbiased", "o")):
                     points = sorted((r["dropped_mean"], r["ratio"]) for r in some if r["way"].startswith(kind))
@@ -100,7 +100,7 @@ def drawn(rows: Sequence[Row]) -> Figure:
                 axis.axhline(some[0]["ratio"], color=f"C{i}", linewidth=0.7, linestyle=":")
             axis.set_xscale("log")
             axis.set_ylim(bottom=0)
-            axis.set_title(f"D {shape[0]}, V {shape[1]}; dotted: exact")
+            axis.set_title(f"D {shape[0]}, V {shape[1]}, {WORKLOADS[shape[2]]}; dotted: exact", fontsize=8)
             axis.set_xlabel("mass of the softmax that is dropped, mean")
         axes[0][0].set_ylabel("time / three library products")
         axes[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
