@@ -103,7 +103,11 @@ def test_a_head_of_ones_own(tmp_path):
         own_head.own_case(whole, 301, None, torch.float32, "cpu")
     with pytest.raises(ValueError, match=r"want an entropy of .* nats here, got 9"):
         own_head.own_case(whole, 300, 9.0, torch.float32, "cpu")
-    for parts in ({"h": case.h, "w": case.w}, {**case._asdict(), "y": case.y + 50}, {**case._asdict(), "y": case.h.clone()}):
+    for parts in (
+        {"h": case.h, "w": case.w},
+        {**case._asdict(), "y": case.y + 50},
+        {**case._asdict(), "y": case.h.clone()},
+    ):
         save_file(parts, path)
         with pytest.raises(ValueError, match="read_head: want h"):
             own_head.read_head(path)

@@ -136,7 +136,8 @@ KERNELS = {
     "triton-persistent": ALWAYS | EPILOGUE | {"_head_tiles_persistent": 1, "_head_tiles": 1},
 }
 A_BLOCK = ("_product", "_row_sums", "_row_merge", "_row_entries")  # of the library's route, 512 rows at real sizes
-VECTORS = 40  # operations on a number a token or a sequence, and the gather of h
+# operations on a number a token or a sequence, and the gather of h
+VECTORS = {"triton": 14, "triton-fused": 17, "triton-persistent": 17}
 
 
 @pytest.mark.parametrize("name", ROUTES)
@@ -153,7 +154,7 @@ def test_a_handful_of_launches_a_chunk(name, watch, monkeypatch):
     blocks = -(-held * PAIR // rows.logit_rows) if name == "triton" else 0
     assert kernels == Counter(KERNELS[name]) + Counter(dict.fromkeys(A_BLOCK, blocks))
     vectors = {what: count for what, count in added.items() if not what.startswith("kernel ")}
-    assert sum(vectors.values()) <= VECTORS, vectors
+    assert sum(vectors.values()) <= VECTORS[name], vectors
 
 
 # --- what the source says --------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_what_is_rare_must_fit_once():
 
 def test_every_tile_that_nobody_measured_has_its_intent():
     for card in (card for card in CARDS.values() if not card.measured):
-        for field in ("head", "capped", "persistent", "product", "walk"):
+        for field in ("head", "capped", "persistent", "product", "product_persistent", "walk"):
             if (tile := getattr(card, field)) is not None:
                 assert occupancy.INTENDED[card.name, field].tile == occupancy.shape_of(tile), (card.name, field)
 

@@ -74,11 +74,33 @@ def test_the_pair_kernel_is_the_objective(name, weighted):
     exact = objective(wide)
     narrow = objective(SequenceLogprobs(policy, lengths.clamp(min=1).float(), refs, {}, Counts(1, 1, 1), wide.active))
     errors, floor = Errors(), 4 * torch.finfo(torch.float32).eps * 1e4  # d is a difference of sums up to 1e4
+    whole = wide.active
+    assert not bool(loss[~whole].any()) and not bool(coefficients[:, ~whole].any()) and int((~whole).sum()) == 1
+    loss, coefficients = (
+        torch.where(whole, x, getattr(narrow, n)) for n, x in (("loss", loss), ("coefficients", coefficients))
+    )
     for what, ours in (("loss", loss), ("coefficients", coefficients), ("rewards", rewards), ("margin", margin)):
         errors.add(what, ours, getattr(narrow, what), getattr(exact, what), floor)
         near = torch.isclose(ours.double(), getattr(exact, what), rtol=2e-4, atol=1e-30)
         assert bool(near.all()), f"{what}: {ours} against {getattr(exact, what)}"
     errors.check()
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_pair_kernel_settles_what_is_not_finite(name, bad):
+    """NaN to the loss and to both coefficients of that pair, an empty side or not, and to no other."""
+    objective, (logp, _, offsets, lengths, sums) = FORMS[name], pair_case(False)
+    logp[offsets[3]] = bad  # of the second pair, rejected
+    logp[offsets[7]] = bad  # of the fourth, whose chosen side is empty
+    marked = {1, 3}
+    refs = sums if objective.needs.reference else None
+    if refs is not None:
+        refs[0, 5] = bad
+        marked |= {5}
+    _, loss, coefficients, _, _ = ops.pair_terms(*objective.pair_form, logp, None, offsets, lengths, refs)
+    assert set(loss.isnan().nonzero()[:, 0].tolist()) == marked
+    assert torch.equal(coefficients.isnan(), loss.isnan().expand(2, -1))
 
 
 def test_the_pair_kernel_is_taken(monkeypatch):
@@ -347,8 +369,46 @@ def test_own_product(size, dtype, add):
     a, b = torch.randn(K, M).to(dtype).T, torch.randn(K, N).to(dtype)  # a is transposed, as E' is on the way to dw
     out = torch.randn(M, N + 3, dtype=wide)[:, :N]
     want = a.double() @ b.double() + (out.double() if add else 0)
-    product.own_product(a, b, out, Tiles(32, 64, 32, 4, 1, 2), add=add)
+    product.tiled_product(a, b, out, Tiles(32, 64, 32, 4, 1, 2), add=add)
     assert torch.allclose(out.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8, 8), (40, 72, 24), (72, 304, 136)], ids=str)
+def test_own_product_by_descriptors(size, turned, add):
+    """Either operand either way; the last tiles end within M, N and K, and more tiles than programs."""
+    (M, N, K), row = size, tuning.INTERPRETER._replace(product_persistent=Tiles(32, 64, 32, 4, 1, 2, slices=2))
+    a, b = torch.randn(M, K).bfloat16(), torch.randn(K, N).bfloat16()
+    a, b = (x.T.contiguous().T if other else x for x, other in zip((a, b), turned, strict=True))
+    out = torch.randn(M, N + 3)[:, :N]
+    want = a.double() @ b.double() + (out.double() if add else 0)
+    assert product.takes_descriptors(a, b)
+    product.own_product(a, b, out, row, add=add)
+    assert torch.allclose(out.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_which_operands_take_descriptors():
+    wide = torch.randn(8, 24).bfloat16()
+    assert product.takes_descriptors(wide[:, :9], wide.T) and product.takes_descriptors(wide[:, 8:].T, wide)
+    assert not product.takes_descriptors(wide[:, 1:], wide.T), "the base is not at a vector"
+    assert not product.takes_descriptors(wide[:, :9].contiguous(), wide.T), "nor are these rows"
+    assert not product.takes_descriptors(wide[:0], wide.T) and not product.takes_descriptors(wide.float(), wide.T)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_ours_is_taken_where_the_table_says_so(known, monkeypatch):
+    """Of 16-bit operands, although the library has a product."""
+    monkeypatch.setattr(product, "library_has_it", lambda *a, **k: known)
+    taken = []
+    monkeypatch.setattr(product, "library_product", lambda *a, **k: taken.append("library"))
+    monkeypatch.setattr(product, "own_product", lambda *a, **k: taken.append("own"))
+    a, out = torch.randn(8, 8), torch.zeros(8, 8)
+    for own in (False, True):
+        monkeypatch.setattr(tuning, "INTERPRETER", tuning.INTERPRETER._replace(own_products=own))
+        for dtype in (torch.bfloat16, torch.float32):
+            product.product(a.to(dtype), a.to(dtype), out, add=False)
+    assert taken == (["library", "library", "own", "library"] if known else ["own"] * 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], **DTYPE_IDS)
@@ -357,7 +417,7 @@ def test_the_library_product_is_the_same_thing(dtype):
     out, own = torch.ones(9, 5, dtype=dtype), torch.ones(9, 5, dtype=dtype)
     for add in (True, False):
         product.library_product(a, b, out, add=add)
-        product.own_product(a, b, own, tuning.INTERPRETER.small, add=add)
+        product.tiled_product(a, b, own, tuning.INTERPRETER.small, add=add)
         assert torch.allclose(out, own, rtol=1e-5, atol=1e-6)
     assert not product.library_has_it(a.bfloat16(), out, add=True)
 

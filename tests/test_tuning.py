@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.gpu import tune
-from expo_kernels.kernels.triton import tuning, tuning_table
+from expo_kernels.kernels.triton import product, tuning, tuning_table
 from expo_kernels.kernels.triton.tuning import CARDS, INTERPRETER
 from expo_kernels.kernels.triton.tuning_types import Tiles, Walk
 from tools.tuning import __main__ as tuning_command
@@ -72,7 +72,7 @@ def test_only_a_card_with_a_row_of_its_own_is_written(monkeypatch):
 def test_what_is_tried(card):
     for kernel in candidates.KERNELS:
         shapes = candidates.shapes(card, kernel)
-        if kernel == "persistent" and card.name not in candidates.DESCRIPTORS:
+        if kernel in candidates.PERSISTENT and card.name not in candidates.DESCRIPTORS:
             assert not shapes
             continue
         assert shapes[0] == getattr(card, kernel) and len(set(shapes)) == len(shapes) > 10
@@ -170,6 +170,32 @@ def test_the_route_is_the_fastest_that_is_right(monkeypatch):
     assert route.choose(card, CPU, warmup=0.0).card == card, "one per cent is no reason"
 
 
+def test_whose_products_are_taken(monkeypatch):
+    """Times of our own making: the library's 10 of each product, ours 9 and then 9.9."""
+    card, costs = CARDS["sm_90"], {"library": 10.0, "ours": 9.0}
+    monkeypatch.setattr(checks, "wrong", lambda kernel, row, on: "")
+    monkeypatch.setattr(product, "library_has_it", lambda *a, **k: True)
+    monkeypatch.setattr(measure, "interleaved", lambda steps, **more: {
+        name: measure.Timing(*[costs[name.split(",")[0]]] * 3) for name in steps
+    })  # fmt: skip
+    found = route.choose_products(card, CPU, warmup=0.0)
+    assert found.card == card._replace(own_products=True) and found.seconds["llama", "ours"] == 18.0
+    costs["ours"] = 9.9
+    assert route.choose_products(found.card, CPU, warmup=0.0).card == card, "one per cent is no reason"
+    costs["ours"] = 9.0
+    monkeypatch.setattr(checks, "wrong", lambda kernel, row, on: "off")
+    assert route.choose_products(card, CPU, warmup=0.0).card == card
+    monkeypatch.setattr(product, "library_has_it", lambda *a, **k: False)
+    assert route.choose_products(card, CPU, warmup=0.0).card == card, "ours is taken anyway where there is no other"
+
+
+def test_products_in_the_interpreter(capsys):
+    """The library has none for a CPU's 16 bits: ours is timed alone."""
+    tuning_command.main(["--kernels", "products", "--rounds", "1"])
+    shown = capsys.readouterr().out
+    assert "library: the library has none here" in shown and "llama" in shown
+
+
 def test_candidates_are_held_against_the_gates():
     """In a process of its own, since interpreted kernels are not compiled."""
     code = (
@@ -185,4 +211,5 @@ def test_candidates_are_held_against_the_gates():
 
 
 def test_every_kernel_is_a_part_of_gpu_tune():
-    assert {*tune.KERNELS} == {*candidates.KERNELS} and [*tune.ROUTE] == [tuning_command.ROUTE]
+    assert {*tune.KERNELS} == {*candidates.KERNELS}
+    assert [*tune.ROUTES] == [tuning_command.ROUTE, tuning_command.PRODUCTS]

@@ -23,14 +23,15 @@ KERNELS = {
     "persistent": 180.0,
     "small": 180.0,
     "product": 180.0,
+    "product_persistent": 180.0,
     "walk": 90.0,
 }  # seconds
-ROUTE = {"route": 90.0}
+ROUTES = {"route": 90.0, "products": 60.0}
 
 
 def build(folder: Path, facts: dict[str, Any]) -> list[Part]:
     return [
-        *(_tuned(kernel, seconds, folder) for kernel, seconds in {**KERNELS, **ROUTE}.items()),
+        *(_tuned(kernel, seconds, folder) for kernel, seconds in {**KERNELS, **ROUTES}.items()),
         *tests(),
         *(head_parts.part(heads, folder, facts) for model in head_parts.MODELS for heads in head_parts.runs(model)),
     ]

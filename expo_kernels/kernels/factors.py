@@ -30,6 +30,7 @@ def factors(
     inverse: Tensor, pull: Tensor, y: Tensor, c: Tensor, h: Tensor, scale: float, rows: Tensor | None
 ) -> Factors:
     """rows: those that take part; None: all."""
-    wide = scale * c.to(accumulator(h.dtype))
-    made = Factors(wide * -inverse, wide * pull, wide, y, h)
+    wide = c.to(accumulator(h.dtype))
+    wide = wide if scale == 1.0 else scale * wide
+    made = Factors((wide * inverse).neg_(), wide * pull, wide, y, h)
     return made if rows is None else made.at(rows)

@@ -24,26 +24,20 @@ class Evaluation:
     forward_only_lengths: Tensor  # [F] int64
     forward_only_reference: Tensor | None  # [F]; None where not declared
 
-    def __call__(
-        self, policy: Tensor, begin: int, end: int, terms: Terms | None = None, forward_only: Tensor | None = None
-    ) -> Terms:
-        """policy [K, end - begin] -> the terms of groups [begin, end), undivided. terms: a backend made them.
+    def __call__(self, policy: Tensor, begin: int, end: int, forward_only: Tensor | None = None) -> Terms:
+        """policy [K, end - begin] -> the terms of groups [begin, end), undivided.
         forward_only [F]: the sums of those sequences, where the objective declares them."""
         lengths = self.lengths[:, begin:end]
         reference = None if self.reference is None else self.reference[..., begin:end].to(policy.dtype)
         active = (lengths > 0).all(0)  # [G]
         columns = {name: column[..., begin:end].to(policy.dtype) for name, column in self.columns.items()}
         others = None if forward_only is None else self._others(forward_only)
-        if terms is None:
-            # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
-            counted = lengths.clamp(min=1).to(policy.dtype)
-            seen = SequenceLogprobs(policy, counted, reference, columns, self.divisors, active, others)
-            terms = self.objective(seen)
-            if not isinstance(terms, Terms):
-                raise TypeError(
-                    f"{type(self.objective).__name__}: want Terms to be returned, got {type(terms).__name__}"
-                )
-            terms.check(type(self.objective).__name__, *policy.shape)
+        # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0; its group is masked below
+        counted = lengths.clamp(min=1).to(policy.dtype)
+        terms = self.objective(SequenceLogprobs(policy, counted, reference, columns, self.divisors, active, others))
+        if not isinstance(terms, Terms):
+            raise TypeError(f"{type(self.objective).__name__}: want Terms to be returned, got {type(terms).__name__}")
+        terms.check(type(self.objective).__name__, *policy.shape)
         finite = policy.isfinite().all(0)
         if reference is not None:
             finite = finite & reference.flatten(0, -2).isfinite().all(0)

@@ -117,14 +117,14 @@ class _Run:
         """The groups' tokens are scored: their sums, their terms, their coefficients."""
         (a, b), K, P = groups, self.K, self.P
         offsets = self.tokens.offsets[a * K : b * K + 1]
-        if self._pair_form is None:
-            policy, made = self._sums(offsets, tokens).view(b - a, K).T.contiguous(), None  # [K, G]
+        if self._pair_form is not None:
+            policy, terms = self._fused_pairs(self._pair_form, groups, offsets, tokens)
         else:
-            policy, made = self._fused_pairs(self._pair_form, groups, offsets, tokens)
+            policy = self._sums(offsets, tokens).view(b - a, K).T.contiguous()  # [K, G]
+            shown = self.seq[self.S - self.batch.host.forward_only :]
+            declared = self.evaluation.objective.needs.forward_only
+            terms = self.evaluation(policy, a, b, shown if declared else None)
         self.seq[: K * P].view(K, P)[:, a:b] = policy
-        shown = self.seq[self.S - self.batch.host.forward_only :]
-        declared = self.evaluation.objective.needs.forward_only
-        terms = self.evaluation(policy, a, b, made, shown if declared else None)
         self.c[: K * P].view(K, P)[:, a:b] = terms.coefficients / self.evaluation.primary_divisor()
         self.terms.append(terms)
 
@@ -132,7 +132,8 @@ class _Run:
     def _pair_form(self) -> PairForm | None:
         """The objective's closed form, if the backend has it in one launch with the sums."""
         form = getattr(self.evaluation.objective, "pair_form", None)
-        fused = form is not None and form.name in self.problem.backend.pair_forms
+        plain = not self.evaluation.columns and not self.evaluation.objective.needs.forward_only
+        fused = plain and form is not None and form.name in self.problem.backend.pair_forms
         return form if fused and self.problem.accumulator == torch.float32 else None
 
     def _fused_pairs(self, form: PairForm, groups: Range, offsets: Tensor, tokens: Range) -> tuple[Tensor, Terms]:

@@ -185,8 +185,10 @@ def test_products(dtype, card):
     start = torch.randn(M, N, device=card)
     exact = a.double() @ b.double()
     library = product.library_product if product.library_has_it(a, start, add=True) else None
-    tiles = card_for(card).product_tiles(a, b)
-    for make in filter(None, (library, lambda *args, add: product.own_product(*args, tiles, add=add))):
+    row = card_for(card)
+    tiled = row._replace(product_persistent=None)
+    ours = [lambda *args, add, row=row: product.own_product(*args, row, add=add) for row in (row, tiled)]
+    for make in filter(None, (library, *ours)):
         for add in (False, True):
             out = start.clone()
             make(a, b, out, add=add)

@@ -14,7 +14,7 @@ from tools.machine_code.reading import Numbers, read
 # Of the instructions of a main loop the matrix instructions must be so many at least, in the head's kernels and in our
 # own product: what is compiled today, less up to a tenth. One HMMA multiplies 16x8x16, one HGMMA 64x256x16 and one
 # UTCHMMA 128x128x16, so a tile needs fewer of the later ones. Small tiles, for odd sizes and fp32, have no floor.
-HEADS = ("head", "capped", "persistent")
+HEADS, PRODUCTS = ("head", "capped", "persistent"), ("product", "product_persistent")
 FLOORS = {
     "sm_80": (0.38, 0.28), "sm_86": (0.38, 0.28), "sm_90": (0.040, 0.026), "sm_100": (0.037, 0.022),
     "gfx942": (0.26, 0.14),
@@ -76,7 +76,7 @@ def wanted_programs(launch: Launch, card: Card) -> int:
 
 def floor_of(launch: Launch, card: Card) -> float:
     heads, products = FLOORS[card.name]
-    return heads if launch.field in HEADS else products if launch.field == "product" else 0.0
+    return heads if launch.field in HEADS else products if launch.field in PRODUCTS else 0.0
 
 
 def _broken_loop(numbers: Numbers, launch: Launch, card: Card) -> list[str]:

@@ -124,9 +124,13 @@ def _products(card: Card) -> Iterator[Launch]:
             ("logits", h, w.T, meta(n, V)), ("dh", e, w, meta(n, D)), ("dw", e.T, h, meta(V, D)),
             ("dw, odd rows", e[:ODD_ROWS].T, h[:ODD_ROWS], meta(V, D)),
         ):  # fmt: skip
-            call = partial(product.own_product, a, b, out, card.product_tiles(a, b), add=kind.startswith("dw"))
+            add = kind.startswith("dw")
+            call = partial(product.tiled_product, a, b, out, card.product_tiles(a, b), add=add)
             field, quick = "product" if main else "small", name == "bf16" and kind == "dw"
             yield Launch(f"{name}, {kind}", call, main_loop=main, quick=quick, field=field)
+            if main and card.product_persistent is not None:
+                call = partial(product.product_persistent, a, b, out, card.product_persistent, add=add)
+                yield Launch(f"{name}, {kind}", call, main_loop=True, quick=quick, field="product_persistent")
 
 
 def _rows(card: Card) -> Iterator[Launch]:

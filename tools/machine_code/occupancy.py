@@ -67,10 +67,12 @@ INTENDED = {
     ("sm_90", "capped"): Intended((128, 128, 64, 8), 1),  # tanh and its slope stand in the registers of a second one
     ("sm_90", "persistent"): Intended((128, 256, 64, 8), 1),
     ("sm_90", "product"): Intended((128, 128, 64, 8), 1),  # dw adds to what it reads; logits and dh fit twice
+    ("sm_90", "product_persistent"): Intended((128, 256, 64, 8), 1),
     ("sm_100", "head"): Intended((128, 128, 64, 8), 2),
     ("sm_100", "capped"): Intended((128, 128, 64, 8), 1),
     ("sm_100", "persistent"): Intended((128, 128, 64, 8), 1),  # four stages fill the shared memory
     ("sm_100", "product"): Intended((128, 128, 64, 8), 1),
+    ("sm_100", "product_persistent"): Intended((128, 256, 64, 8), 1),
     ("gfx942", "head"): Intended((128, 128, 64, 8), 1),  # 64 KiB, all that a compute unit has
     ("gfx942", "capped"): Intended((128, 128, 64, 8), 1),
     ("gfx942", "product"): Intended((128, 128, 64, 8), 2),  # the usual one there: no library adds into fp32

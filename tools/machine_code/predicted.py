@@ -25,7 +25,7 @@ LONG = 8192  # of one that no chunk holds: what does not fit is scored again
 SHOWN = ("h200", "h100", "a100-80g")
 GAP = 3e-6  # seconds from one small kernel to the next: an assumption
 # counted by tests/test_launches.py: of a block of logits forward only, the E' beside it, of a chunk, of a step
-A_BLOCK, ENTRIES, A_CHUNK, A_STEP = 3, 1, 46, 60
+A_BLOCK, ENTRIES, A_CHUNK, A_STEP = 3, 1, 20, 60
 
 
 class Mode(NamedTuple):

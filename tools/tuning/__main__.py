@@ -20,7 +20,7 @@ from expo_kernels.kernels.triton import tuning
 from expo_kernels.kernels.triton.tuning_types import Card
 from tools.tuning import candidates, route, search, table
 
-ROUTE = "route"
+ROUTE, PRODUCTS = "route", "products"  # after the kernels
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     warmup = 0.0 if device.type == "cpu" else args.warmup
     for kernel in args.kernels:
         print(f"{kernel} on {card.name}; {measure.environment()}", flush=True)
-        card = _route(card, device, args, warmup) if kernel == ROUTE else _kernel(card, kernel, device, args, warmup)
+        chosen = _route if kernel in (ROUTE, PRODUCTS) else _kernel
+        card = chosen(card, kernel, device, args, warmup)
         if args.write:
             table.write(card)
     print(f"{'written to' if args.write else 'not written to'} {table.FILE.relative_to(measure.ROOT)}")
@@ -52,15 +53,19 @@ def _kernel(card: Card, kernel: str, device: torch.device, args: argparse.Namesp
     return _measured(row, kernel, f"{candidates.named(winner.candidate)} in {1e3 * time:.2f} ms")
 
 
-def _route(card: Card, device: torch.device, args: argparse.Namespace, warmup: float) -> Card:
-    names = list(route.routes(card))
-    found = route.choose(card, device, warmup=warmup, rounds=args.rounds)
+def _route(card: Card, what: str, device: torch.device, args: argparse.Namespace, warmup: float) -> Card:
+    if what == ROUTE:
+        names, found = list(route.routes(card)), route.choose(card, device, warmup=warmup, rounds=args.rounds)
+        row = found.card
+        taken = "library" if not row.fused else "fused" if row.persistent is None else "descriptors"
+    else:
+        names, found = ["library", "ours"], route.choose_products(card, device, warmup=warmup, rounds=args.rounds)
+        taken = "ours" if found.card.own_products else "library"
     print("\n".join(route.lines(found, names)), flush=True)
-    taken = "library" if not found.card.fused else "fused" if found.card.persistent is None else "descriptors"
     for name in names if args.save else ():
         times = {f"{head}_ms": 1e3 * s for (head, of), s in found.seconds.items() if of == name}
-        _save(args, ROUTE, name, found.refused.get(name, ""), times, name == taken)
-    return _measured(found.card, ROUTE, taken)
+        _save(args, what, name, found.refused.get(name, ""), times, name == taken)
+    return _measured(found.card, what, taken)
 
 
 def _measured(row: Card, what: str, words: str) -> Card:
@@ -68,7 +73,7 @@ def _measured(row: Card, what: str, words: str) -> Card:
     facts = measure.environment()
     line = f"{what}: {words}; {facts['device']}, torch {facts['torch']}, triton {triton.__version__}, {facts['date']}"
     others = [known for known in row.measured if not known.startswith(f"{what}:")]
-    order = [*candidates.KERNELS, ROUTE]
+    order = [*candidates.KERNELS, ROUTE, PRODUCTS]
     return row._replace(measured=tuple(sorted([*others, line], key=lambda known: order.index(known.split(":")[0]))))
 
 
@@ -98,13 +103,13 @@ def _card(device: torch.device, *, write: bool) -> Card:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    every = [*candidates.KERNELS, ROUTE]
+    every = [*candidates.KERNELS, ROUTE, PRODUCTS]
     parser = argparse.ArgumentParser(
         prog="python -m tools.tuning", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "--kernels", nargs="+", choices=every, default=every, help="in this order; the route comes last"
+        "--kernels", nargs="+", choices=every, default=every, help="in this order; the routes come last"
     )
     parser.add_argument("--write", action="store_true", help="put the winners into the table")
     parser.add_argument("--rounds", type=int, default=search.ROUNDS)

@@ -11,8 +11,9 @@ from expo_kernels.kernels.triton.tuning import INTERPRETER, MIN_COLUMNS
 from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
 
 Candidate: TypeAlias = "Tiles | Walk"
-KERNELS = ("head", "capped", "persistent", "product", "small", "walk")  # the fields of a Card
-SLICED = ("head", "capped", "persistent", "small")  # whose epilogue works on slices of the tile
+KERNELS = ("head", "capped", "persistent", "product", "product_persistent", "small", "walk")  # the fields of a Card
+SLICED = ("head", "capped", "persistent", "product_persistent", "small")  # whose epilogue works on slices of the tile
+PERSISTENT = {"persistent": "head", "product_persistent": "product"}  # by descriptors, and the field without
 DESCRIPTORS = ("sm_90", "sm_100")
 LARGE = ((128, 128), (128, 256), (64, 256), (256, 128), (64, 128))
 FEW = ((64, 128), (32, 128), (128, 128), (32, 256))
@@ -21,9 +22,9 @@ MOST = 1 << 14  # entries of a walk's block
 
 def shapes(card: Card, kernel: str) -> list[Candidate]:
     """What stands in the table, then others; nothing where the card has no such kernel."""
-    if kernel == "persistent" and card.name not in DESCRIPTORS:
+    if kernel in PERSISTENT and card.name not in DESCRIPTORS:
         return []
-    shipped = card.head if kernel == "persistent" and card.persistent is None else getattr(card, kernel)
+    shipped = getattr(card, kernel) or getattr(card, PERSISTENT[kernel])
     if card is INTERPRETER or card.name == INTERPRETER.name:
         others: Iterable[Candidate] = _interpreted(shipped)
     elif isinstance(shipped, Walk):
@@ -48,7 +49,7 @@ def orders(best: Candidate, kernel: str) -> list[Candidate]:
 
 def _tiles(card: Card, kernel: str) -> Iterable[dict[str, int]]:
     stages = (2,) if card.name.startswith("gfx") else (2, 3) if kernel == "small" else (3, 4)
-    depths = (16, 32) if kernel == "small" else (32, 64) if kernel != "persistent" else (64, 128)
+    depths = (16, 32) if kernel == "small" else (64, 128) if kernel in PERSISTENT else (32, 64)
     for (rows, columns), depth, warps, count in itertools.product(
         FEW if kernel == "small" else LARGE, depths, (4, 8), stages
     ):

@@ -16,7 +16,7 @@ from expo_kernels.kernels.contract import Head
 from expo_kernels.kernels.triton import product
 from expo_kernels.kernels.triton.merge import RowResults
 from expo_kernels.kernels.triton.tuning_types import Card
-from tools.tuning.subjects import Inputs, Size, new_e, score, size_of
+from tools.tuning.subjects import PRODUCTS, Inputs, Size, new_e, score, size_of
 
 ROWS, COLUMNS = 300, 2064
 ODD = Size(200, 130, 1003)  # rows do not begin at whole vectors
@@ -37,7 +37,7 @@ def checked(kernel: str, device: torch.device) -> Checked:
     size = size_of(kernel, device)
     if device.type != "cpu":
         size = size._replace(n=ROWS, V=COLUMNS)
-    if kernel == "product":
+    if kernel in PRODUCTS:
         return Checked(size, device, {})
     sizes = {"": size, "odd sizes, ": ODD} if kernel == "small" and device.type != "cpu" else {"": size}
     # peaked: with rows that are done again
@@ -50,7 +50,10 @@ def wrong(kernel: str, row: Card, on: Checked) -> str:
     for kind, made in on.scored.items():
         if found := _wrong_scores(kernel, made, row):
             return f"{kind}: {found}"
-    return _wrong_products(on.size, row, on.device) if kernel in ("product", "small") else ""
+    if kernel not in (*PRODUCTS, "small"):
+        return ""
+    tiled = row if kernel == "product_persistent" else row._replace(product_persistent=None)
+    return _wrong_products(on.size, tiled, on.device)
 
 
 def _inputs(size: Size, kind: str, device: torch.device) -> Inputs:
@@ -106,7 +109,7 @@ def _wrong_products(size: Size, row: Card, device: torch.device) -> str:
         exact, made = a.double() @ b.double() + add, []
         for _ in range(2):
             made.append(out.clone())
-            product.own_product(a, b, made[-1], row.product_tiles(a, b), add=add)
+            product.own_product(a, b, made[-1], row, add=add)
         error = float((made[0].double() - exact).norm() / exact.norm())
         if not error <= PRODUCT[size.dtype.itemsize]:
             return f"{name} is off by {error:.1e}"

@@ -17,6 +17,7 @@ from tools.machine_code.compiling import compiling_for
 from tools.machine_code.gates import _broken
 from tools.machine_code.launches import Launch
 from tools.machine_code.reading import read
+from tools.tuning.subjects import PRODUCTS
 
 WORKERS = 16
 
@@ -55,10 +56,11 @@ def _concerns(kernel: str, launch: Launch, every: bool) -> bool:
         return maker is launches.rows.score_logits and (every or llama)
     if kernel == "persistent":
         return maker is launches._persistent and (every or llama)
-    if kernel == "product":
-        return maker is launches.product.own_product and not fp32 and (every or launch.variant.startswith("bf16"))
+    if kernel in PRODUCTS:
+        own = launches.product.tiled_product if kernel == "product" else launches.product.product_persistent
+        return maker is own and not fp32 and (every or launch.variant.startswith("bf16"))
     if kernel == "small":
-        return maker in (launches._head, launches.product.own_product) and fp32
+        return maker in (launches._head, launches.product.tiled_product) and fp32
     capped = launch.variant.startswith("gemma")
     if maker is not launches._head or fp32 or capped != (kernel == "capped"):
         return False

@@ -1,4 +1,5 @@
-"""Which route a card's heads take: the library's product and the row kernel, or ours with the exponential epilogue."""
+"""Which route a card's heads take: the library's product and the row kernel, or ours with the exponential epilogue. And
+whose product makes dh and dw."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import measure
-from expo_kernels.kernels.triton import scoring
+from expo_kernels.kernels.triton import product, scoring
 from expo_kernels.kernels.triton.tuning_types import Card
 from tools.tuning import checks, subjects
 from tools.tuning.subjects import GEMMA, LLAMA, QWEN, TINY, Step, workspace
@@ -20,7 +21,7 @@ ROUNDS = 7
 
 class Route(NamedTuple):
     card: Card  # the row, with the route that is taken
-    seconds: dict[tuple[str, str], float]  # of head and route: E' and forward only, once each
+    seconds: dict[tuple[str, str], float]  # of head and route: E' and forward only, or dh and dw, once each
     refused: dict[str, str]  # routes that are wrong, and why
 
     def ratio(self, name: str, base: str) -> float:
@@ -60,6 +61,37 @@ def choose(card: Card, device: torch.device, *, warmup: float, rounds: int = ROU
     if best != base and found.ratio(best, base) > 1 - MARGIN:
         best = base
     return found._replace(card=_row(card, best))
+
+
+def choose_products(card: Card, device: torch.device, *, warmup: float, rounds: int = ROUNDS) -> Route:
+    """Of 16-bit operands: the library's product unless ours is right and clearly faster."""
+    kernel = "product" if card.product_persistent is None else "product_persistent"
+    size = subjects.size_of(kernel, device)
+    probe = torch.empty(1, 1, dtype=size.dtype, device=device)
+    has_it = product.library_has_it(probe, probe.float(), add=True)
+    refused = {} if has_it else {"library": "the library has none here"}
+    if why := checks.wrong(kernel, card, checks.checked(kernel, device)):
+        refused["ours"] = why
+    seconds: dict[tuple[str, str], float] = {}
+    for head, one in HEADS.items():
+        made = subjects.inputs(one if device.type != "cpu" else size, kernel, device)
+        every = {"library": _library_products(made), "ours": subjects.products(made, card)}
+        steps = {f"{name}, {kind}": every[name][kind] for name in every if name not in refused for kind in ("dh", "dw")}
+        times = measure.interleaved(steps, rounds=rounds, warmup=warmup)
+        for name in (name for name in every if name not in refused):
+            seconds[head, name] = times[f"{name}, dh"].median + times[f"{name}, dw"].median
+        del made, steps, every
+    found = Route(card, seconds, refused)
+    ours = not refused and found.ratio("ours", "library") <= 1 - MARGIN
+    return found._replace(card=card._replace(own_products=ours))
+
+
+def _library_products(made: subjects.Inputs) -> dict[str, Step]:
+    (h, _, head, e, (_, dh, dw)) = made
+    return {
+        "dh": lambda: product.library_product(e, head.w, dh, add=False),
+        "dw": lambda: product.library_product(e.T, h, dw, add=True),
+    }
 
 
 def _row(card: Card, name: str) -> Card:

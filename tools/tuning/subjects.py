@@ -33,8 +33,10 @@ LLAMA, GEMMA = Size(4096, 4096, 128256), Size(4096, 2304, 256000, softcap=30.0)
 QWEN = Size(4096, 3584, 152064)
 FP32 = Size(4096, 1024, 32000, torch.float32)
 SIZES = {
-    "head": LLAMA, "capped": GEMMA, "persistent": LLAMA, "product": LLAMA, "small": FP32, "walk": LLAMA._replace(n=512),
+    "head": LLAMA, "capped": GEMMA, "persistent": LLAMA, "product": LLAMA, "product_persistent": LLAMA, "small": FP32,
+    "walk": LLAMA._replace(n=512),
 }  # fmt: skip
+PRODUCTS = ("product", "product_persistent")
 TINY = {kernel: size._replace(n=12, D=32, V=144) for kernel, size in SIZES.items()}
 
 
@@ -67,7 +69,7 @@ def inputs(size: Size, kernel: str, device: torch.device) -> Inputs:
     made = Inputs(h, y, Head(w, None, size.softcap, 1.0), new_e(h, V))
     if kernel == "walk":
         return made._replace(scratch=(normal(n, padded(V))[:, :V],))
-    if kernel in ("product", "small"):
+    if kernel in (*PRODUCTS, "small"):
         made.e.copy_(normal(n, V))
         return made._replace(scratch=tuple(torch.zeros(shape, device=device) for shape in ((n, V), (n, D), (V, D))))
     return made
@@ -95,13 +97,13 @@ def steps(kernel: str, made: Inputs, row: Card) -> dict[str, Step]:
     forward only."""
     if kernel == "walk":
         return _walks(made, row)
-    if kernel == "product":
-        return _products(made, row)
+    if kernel in PRODUCTS:
+        return products(made, row if kernel == "product_persistent" else row._replace(product_persistent=None))
     scored: dict[str, Step] = {
         "E'": lambda: score(made, row, kernel, made.e),
         "forward only": lambda: score(made, row, kernel, None),
     }
-    return scored if kernel != "small" else scored | _products(made, row)
+    return scored if kernel != "small" else scored | products(made, row)
 
 
 def _walks(made: Inputs, row: Card) -> dict[str, Step]:
@@ -114,11 +116,11 @@ def _walks(made: Inputs, row: Card) -> dict[str, Step]:
     return {"E'": walk(made.e), "forward only": walk(None)}
 
 
-def _products(made: Inputs, row: Card) -> dict[str, Step]:
+def products(made: Inputs, row: Card) -> dict[str, Step]:
     """The three that a step is made of, as ours does them where the library does not."""
     (h, _, head, e, (z, dh, dw)) = made
 
     def own(a: Tensor, b: Tensor, out: Tensor, add: bool) -> Step:
-        return lambda: product.own_product(a, b, out, row.product_tiles(a, b), add=add)
+        return lambda: product.own_product(a, b, out, row, add=add)
 
     return {"logits": own(h, head.w.T, z, False), "dh": own(e, head.w, dh, False), "dw": own(e.T, h, dw, True)}

@@ -35,6 +35,24 @@ def dot(a, b, acc):
 
 
 @triton.jit
+def slices_of(x, SLICES: tl.constexpr):
+    """x [M, N] -> SLICES times [M, N / SLICES], left to right."""
+    if SLICES == 1:
+        return (x,)
+    elif SLICES == 2:
+        return _halves(x)
+    else:
+        tl.static_assert(SLICES == 4)
+        left, right = _halves(x)
+        return _halves(left) + _halves(right)
+
+
+@triton.jit
+def _halves(x):
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for x >= 0: the quotient undoes what rounding 1 + x has lost."""
     u = 1.0 + x

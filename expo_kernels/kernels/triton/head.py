@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Head, accumulator
-from expo_kernels.kernels.triton.device import capped, dot, slope, tile_at
+from expo_kernels.kernels.triton.device import capped, dot, slices_of, slope, tile_at
 from expo_kernels.kernels.triton.tuning import Tiles
 
 # the logit of a column that is none: exp of it is 0, and 0 times it is 0, which 0 * -inf is not
@@ -178,21 +178,3 @@ def _slice_logits(acc, v, y, V, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WIDT
         acc = acc * SCALE
     z = tl.where(mask_v[None, :], capped(acc, SOFTCAP), NOTHING)
     return z, offs_v[None, :] == y[:, None]
-
-
-@triton.jit
-def slices_of(x, SLICES: tl.constexpr):
-    """x [M, N] -> SLICES times [M, N / SLICES], left to right."""
-    if SLICES == 1:
-        return (x,)
-    elif SLICES == 2:
-        return _halves(x)
-    else:
-        tl.static_assert(SLICES == 4)
-        left, right = _halves(x)
-        return _halves(left) + _halves(right)
-
-
-@triton.jit
-def _halves(x):
-    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))

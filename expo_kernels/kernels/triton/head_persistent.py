@@ -4,26 +4,22 @@ One program a multiprocessor walks the tiles, row blocks fastest, so that the ch
 past once; descriptors move whole tiles asynchronously, and zeros stand in for what lies past the end.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from expo_kernels.kernels.contract import Head
+from expo_kernels.kernels.triton.descriptors import aligned, multiprocessors
 from expo_kernels.kernels.triton.device import dot, tile_at
 from expo_kernels.kernels.triton.head import Partials, epilogue, start
 from expo_kernels.kernels.triton.tuning import Tiles
-
-ALIGNMENT = 16  # bytes, of every row and of the base
 
 
 def takes_descriptors(h: Tensor, head: Head, e: Tensor | None) -> bool:
     """A function of the head and of how w lies in memory, never of the number of rows. A soft cap's epilogue wants more
     registers than this kernel has left."""
-    aligned = (x.data_ptr() % ALIGNMENT == 0 and x.stride(0) * x.element_size() % ALIGNMENT == 0
-               for x in (h, head.w, e) if x is not None)  # fmt: skip
-    return head.softcap is None and h.element_size() == 2 and all(aligned)
+    return head.softcap is None and h.element_size() == 2 and all(aligned(x) for x in (h, head.w, e) if x is not None)
 
 
 def head_tiles_persistent(
@@ -32,7 +28,7 @@ def head_tiles_persistent(
     """As head.head_tiles, without the redo."""
     (n, D), (V, _) = h.shape, head.w.shape
     row_blocks, J = triton.cdiv(n, tiles.rows), triton.cdiv(V, tiles.columns)
-    programs = min(_multiprocessors(h.device), row_blocks * J)
+    programs = min(multiprocessors(h.device), row_blocks * J)
     block = [tiles.rows, tiles.columns // tiles.slices]
     _head_tiles_persistent[(programs,)](
         TensorDescriptor.from_tensor(h, [tiles.rows, tiles.depth]),
@@ -43,10 +39,6 @@ def head_tiles_persistent(
         BN=tiles.rows, BV=tiles.columns, BD=tiles.depth, SLICES=tiles.slices,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return 4 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit(do_not_specialize=["n"])

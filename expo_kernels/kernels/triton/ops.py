@@ -67,12 +67,12 @@ def backprop(
     """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
     two products for the stored part, a gather and an ordered scatter for the label's."""
     h, w, y, dtype = _rows(h), _rows(w), y.contiguous(), accumulator(h.dtype)
-    crowd, label = scale * c.to(dtype) * -inverse, scale * c.to(dtype) * pull  # [n]
+    made = factors(inverse, pull, y, c, h, scale, None)
     dh = h.new_empty((h.shape[0] if rows is None else rows.shape[0]) if need_h else 0, w.shape[1], dtype=dtype)
     own = dh if need_h else None
     with _on(h.device):
-        _crowd(stored, crowd, h, w, dw, db, rows, own, workspace_bytes)
-        _finish(crowd, label, y, h, w, dw, db, rows, own)
+        _crowd(stored, made.crowd, h, w, dw, db, rows, own, workspace_bytes)
+        _finish(made.crowd, made.label, y, h, w, dw, db, rows, own)
     return dh
 
 

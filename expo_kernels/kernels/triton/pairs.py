@@ -1,13 +1,15 @@
-"""The pair kernel: masked (weighted) sequence sums, the EXPO loss and its coefficients, in one launch.
+"""The pair kernel: masked (weighted) sequence sums, the EXPO loss and its coefficients, settled, in one launch.
 
     u = 1 / temperature, or 1 / (length temperature)     d = u_w logp_w - u_l logp_l     s = the logistic function
     expo_reg     gap = s(-d) - lam s(-d_ref)     loss = gap^2                     step = -2 gap s(d) s(-d)
     expo_comp    loss = softplus(-d) - pull (logp_w + logp_l)                     step = -s(-d)
     coefficients  (u_w step - pull, -u_l step - pull)                             pull = 0 for expo_reg
 
-The same formulas in torch stand in expo_kernels/objectives, for every other backend; a test holds the two equal.
-Masked tokens are not in a batch at all; weights are the tokens' own. One program a pair; its tokens are contiguous,
-chosen first. G pairs, n tokens. fp32; float64 log-probs take the torch formula.
+Loss and coefficients of a pair with an empty side are 0, and NaN where a sum or a reference is not finite, as
+ops/evaluate.py has it for every other objective. The same formulas in torch stand in expo_kernels/objectives, for every
+other backend; a test holds the two equal. Masked tokens are not in a batch at all; weights are the tokens' own. One
+program a pair; its tokens are contiguous, chosen first. G pairs, n tokens. fp32; float64 log-probs take the torch
+formula.
 """
 
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from expo_kernels.kernels.triton.device import log1p
+from expo_kernels.kernels.triton.device import is_finite, log1p
 from expo_kernels.kernels.triton.segments import TOKENS, segment_total
 from expo_kernels.types import PairForm
 
@@ -64,15 +66,18 @@ def _pair_terms(
     chosen = segment_total(logp_ptr, weights_ptr, offsets_ptr, 2 * g, BT).to(tl.float32)
     rejected = segment_total(logp_ptr, weights_ptr, offsets_ptr, 2 * g + 1, BT).to(tl.float32)
     # an empty sequence has length 1 here, so that a mean is 0 and not 0 / 0
-    length_w = tl.maximum(tl.load(lengths_ptr + g * stride_lg), 1).to(tl.float32)
-    length_l = tl.maximum(tl.load(lengths_ptr + stride_lk + g * stride_lg), 1).to(tl.float32)
+    tokens_w, tokens_l = tl.load(lengths_ptr + g * stride_lg), tl.load(lengths_ptr + stride_lk + g * stride_lg)
+    length_w, length_l = tl.maximum(tokens_w, 1).to(tl.float32), tl.maximum(tokens_l, 1).to(tl.float32)
     unit_w = 1.0 / (length_w * temperature) if MEAN else 1.0 / temperature + 0.0 * length_w
     unit_l = 1.0 / (length_l * temperature) if MEAN else 1.0 / temperature + 0.0 * length_l
     d = chosen * unit_w - rejected * unit_l
     right, wrong = logistic_pair(d)
-    if REGRESSION:
+    finite = is_finite(chosen) & is_finite(rejected)
+    if reference_ptr is not None:
         reference_w = tl.load(reference_ptr + g * stride_rg).to(tl.float32)
         reference_l = tl.load(reference_ptr + stride_rk + g * stride_rg).to(tl.float32)
+        finite = finite & is_finite(reference_w) & is_finite(reference_l)
+    if REGRESSION:
         _, wrong_reference = logistic_pair(reference_w * unit_w - reference_l * unit_l)
         gap = wrong - lam * wrong_reference
         loss, step = gap * gap, -2.0 * gap * right * wrong
@@ -81,12 +86,18 @@ def _pair_terms(
         step = -wrong
     tl.store(policy_ptr + g, chosen)
     tl.store(policy_ptr + G + g, rejected)
-    tl.store(loss_ptr + g, loss)
-    tl.store(coefficients_ptr + g, step * unit_w - pull)
-    tl.store(coefficients_ptr + G + g, -step * unit_l - pull)
+    active = (tokens_w > 0) & (tokens_l > 0)
+    tl.store(loss_ptr + g, _settled(loss, active, finite))
+    tl.store(coefficients_ptr + g, _settled(step * unit_w - pull, active, finite))
+    tl.store(coefficients_ptr + G + g, _settled(-step * unit_l - pull, active, finite))
     tl.store(rewards_ptr + g, chosen * unit_w)
     tl.store(rewards_ptr + G + g, rejected * unit_l)
     tl.store(margin_ptr + g, d)
+
+
+@triton.jit
+def _settled(x, active, finite):
+    return tl.where(finite, tl.where(active, x, 0.0), float("nan"))
 
 
 @triton.jit

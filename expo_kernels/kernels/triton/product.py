@@ -1,7 +1,9 @@
-"""out (+)= a b with a wider out: the library's product where it has one, ours where it has none.
+"""out (+)= a b with a wider out: the library's product where it has one, ours where it has none, or where the card's
+table says that ours is faster.
 
 The library has it on NVIDIA cards (torch's out_dtype), and in every dtype into itself. Ours walks the inner dimension
-in one go, so nothing is split and the bits are the same on every run.
+in one go, so nothing is split and the bits are the same on every run: by tensor descriptors on a persistent grid where
+card and operands have them (product_persistent.py), else a tile a program.
 
 a [M, K] and b [K, N] with any strides; out [M, N] with contiguous rows.
 """
@@ -12,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from expo_kernels.kernels.triton.device import dot, tile_at
-from expo_kernels.kernels.triton.tuning import Tiles, card_for
+from expo_kernels.kernels.triton.product_persistent import product_persistent, takes_descriptors
+from expo_kernels.kernels.triton.tuning import Card, Tiles, card_for
 
 NEWER_THAN_2_9 = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 9)
 
@@ -21,10 +24,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
     """out = a b, or out += a b."""
     if not a.shape[0] or not b.shape[1]:
         return
-    if library_has_it(a, out, add=add):
+    card = card_for(a.device)
+    if library_has_it(a, out, add=add) and not (card.own_products and a.element_size() == 2):
         library_product(a, b, out, add=add)
     else:
-        own_product(a, b, out, card_for(a.device).product_tiles(a, b), add=add)
+        own_product(a, b, out, card, add=add)
 
 
 def library_has_it(a: Tensor, out: Tensor, *, add: bool) -> bool:
@@ -46,7 +50,14 @@ def library_product(a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
         torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
 
 
-def own_product(a: Tensor, b: Tensor, out: Tensor, tiles: Tiles, *, add: bool) -> None:
+def own_product(a: Tensor, b: Tensor, out: Tensor, card: Card, *, add: bool) -> None:
+    if card.product_persistent is not None and takes_descriptors(a, b):
+        product_persistent(a, b, out, card.product_persistent, add=add)
+    else:
+        tiled_product(a, b, out, card.product_tiles(a, b), add=add)
+
+
+def tiled_product(a: Tensor, b: Tensor, out: Tensor, tiles: Tiles, *, add: bool) -> None:
     (M, K), N = a.shape, b.shape[1]
     assert out.stride(1) == 1, "rows are contiguous"
     grid = (triton.cdiv(M, tiles.rows) * triton.cdiv(N, tiles.columns),)

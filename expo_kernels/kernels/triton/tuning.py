@@ -17,7 +17,7 @@ from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
 MIN_COLUMNS = 128  # no tile of the head is narrower; the account of the workspace counts on it
 CARDS = {row.name: row for row in ROWS}
 _FEW = Tiles(32, 256, 64, 4, 1, group=2)
-INTERPRETER = Card("interpreter", False, _FEW, _FEW, None, _FEW, _FEW, Walk(32, 256, 4, 2), 1 << 30)
+INTERPRETER = Card("interpreter", False, _FEW, _FEW, None, _FEW, None, _FEW, Walk(32, 256, 4, 2), 1 << 30)
 
 
 def card_for(device: torch.device) -> Card:

@@ -37,9 +37,11 @@ class Card(NamedTuple):
     capped: Tiles  # of the head under a soft cap, whose epilogue wants more registers
     persistent: Tiles | None  # of the head by tensor descriptors, where the card has them; not under a soft cap
     product: Tiles
+    product_persistent: Tiles | None  # by tensor descriptors, where the card has them
     small: Tiles  # of both, for fp32 (on the card's ordinary units) and for rows that do not begin at whole vectors
     walk: Walk  # of the row kernels
     shared_bytes: int  # what one program may use
+    own_products: bool = False  # of 16-bit operands: ours although the library has one
     measured: tuple[str, ...] = ()  # which of these were timed, where and when; the others were never
 
     def head_tiles(self, softcap: float | None, *operands: Tensor) -> Tiles:
