@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "sft": Task("sft", "AdamW", 1e-3),
+    "sft": Task("sft", "AdamW", 3e-4),
     "sft, SGD": Task("sft", "SGD", 0.3),
     "dpo": Task("dpo", "AdamW", 3e-4),
     "expo_comp": Task("expo_comp", "AdamW", 3e-4),
@@ -60,11 +60,11 @@ NEW = Task("sft", "AdamW", 3e-3)  # of a new model
 class Settings(NamedTuple):
     start: str  # a folder
     source: str = "code"
-    steps: int = 120
-    new: int = 250  # steps of a new model
+    steps: int = 80
+    new: int = 150  # steps of a new model
     width: int = 64  # its own
     seeds: int = 5
-    held_out: int = 24  # batches
+    held_out: int = 16  # batches
 
 
 Rule = Callable[[int], Sparsity | None]  # of a step

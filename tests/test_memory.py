@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from benchmarks.measure import peak_bytes
-from expo_kernels import Execution, sequence_logprob
-from expo_kernels.fused_expo_loss import expo_loss
+from expo_kernels import Certified, Execution, Unbiased, sequence_logprob
+from expo_kernels.fused_expo_loss import expo_loss, preference_loss
 from expo_kernels.kernels.plain.budget import budget
 from expo_kernels.layout import from_padded
+from expo_kernels.objectives import make_objective
 
 V, D, T = 128256, 64, 1024
+RULES = {
+    "exact": None, "unbiased": Unbiased(theta=2.0**-7, seed=1), "row": Certified(tau=0.05),
+    "block": Certified(tau=0.02, budget="block"),
+}  # fmt: skip
 
 
 def large_step(mode: str, pairs: int):
@@ -39,6 +44,17 @@ def large_step(mode: str, pairs: int):
     return step
 
 
+def sparse_step(rule: str):
+    """Two thousand tokens of a peaked softmax, by a rule of RULES."""
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    hidden, weight = torch.randn(2, T, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    batch = from_padded(torch.randint(0, V, (2, T)))
+    execution = Execution(workspace_bytes=256 << 20, sparsity=RULES[rule])
+    objective = make_objective("expo_comp", lam=0.1, temperature=50.0)
+    return lambda: preference_loss(hidden, weight, batch, objective, execution=execution).loss.backward()
+
+
 def allocating_step(megabytes: int):
     """A step of a known size, to see that peak_bytes sees it."""
     return lambda: torch.ones(megabytes << 18).sum()
@@ -55,6 +71,12 @@ def test_the_workspace_bounds_the_peak(mode, pairs):
     number of tokens; forward only in under 1 % of the logits."""
     limit = 1_000_000_000 if mode == "step" else 4 * 2 * pairs * T * V // 100
     assert peak_bytes("tests.test_memory:large_step", mode=mode, pairs=pairs) < limit
+
+
+@pytest.mark.slow
+def test_a_sparse_gradient_takes_a_few_numbers_a_column_beside_the_workspace():
+    exact, *others = (peak_bytes("tests.test_memory:sparse_step", rule=rule) for rule in RULES)
+    assert all(peak - exact < 150 * V for peak in others), [(peak - exact) / V for peak in others]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
