@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_only_a_card_with_a_row_of_its_own_is_written(monkeypatch):
         tuning_command._card(torch.device("cuda"), write=True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert tuning_command._card(torch.device("cuda"), write=True) is CARDS["sm_90"]
+
+
+def test_an_unknown_card_takes_the_nearest_row_and_says_so_once(monkeypatch):
+    tuning._say.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        taken = [tuning.card_for(torch.device("cuda")) for _ in range(3)]
+    assert taken == [CARDS["sm_86"]] * 3
+    assert [str(one.message).split(" (")[0] for one in said] == [
+        "expo_kernels: no tiles are known for sm_89, those of sm_86 are taken"
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.card_for(torch.device("cuda")) is CARDS["sm_90"], "a row of its own is nothing to speak of"
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
