@@ -27,7 +27,7 @@ from tools.slope import Slope, floor_slope
 from train import checkpoints, demo
 
 SETTLED = 200  # steps after which memory has to stand still
-LINE = 10_240  # bytes that a logged line may keep: the Trainer holds them all, and writes them out as one text
+KEPT = 1024  # bytes a step that may stay: the lines of its log, which the Trainer keeps, and space between blocks
 SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
     demo.write_files(out)
     slopes = undisturbed(_command(out, "whole", args), out / "whole", args)
-    problems = _memory(slopes, args.logged)
+    problems = _memory(slopes)
     if args.kills:
         disturbed(_command(out, "killed", args), out / "killed", args)
         problems += compare(out / "whole", out / "killed", args.steps)
@@ -177,13 +177,13 @@ def compare(whole: Path, killed: Path, steps: int) -> list[str]:
     return problems
 
 
-def _memory(slopes: dict[int, Slope], logged: int) -> list[str]:
-    """logged: steps of a line. Prints a line a rank; -> those that grow."""
+def _memory(slopes: dict[int, Slope]) -> list[str]:
+    """Prints a line a rank; -> those that grow."""
     problems = []
     for rank, slope in slopes.items():
         said = f"rank {rank}: memory {slope.mean / 2**20:.1f} MiB, slope {slope.value:+.1f} bytes a step, "
         print(said + f"95 % interval {slope.low:+.1f} to {slope.high:+.1f}", flush=True)
-        if slope.low > LINE / logged:
+        if slope.low > KEPT:
             problems.append(f"rank {rank}: memory grows by at least {slope.low:.1f} bytes a step")
     return problems
 
