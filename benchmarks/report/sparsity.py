@@ -60,7 +60,9 @@ def workloads(rows: Sequence[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 def verdict(own: Sequence[Row]) -> str:
     """The fastest way that leaves out next to nothing, against what is wanted at this entropy."""
-    limit = next(limit for entropy, limit in WANTED if own[0]["entropy"] <= entropy)
+    limit = next((limit for entropy, limit in WANTED if own[0]["entropy"] <= entropy), None)
+    if limit is None:
+        return f"Above {WANTED[-1][0]} nats nothing is wanted."
     fine = [row for row in own if "ratio" in row and row["way"] != "exact" and next_to_nothing(row)]
     if not fine:
         return f"Wanted: under {limit:.2f}. No way leaves out so little here: **not met**."
