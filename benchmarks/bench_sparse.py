@@ -14,7 +14,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +60,10 @@ class Step(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options.parser_of("bench_sparse", __doc__)
-    parser.add_argument("--shapes", nargs="+", default=["1024x32000"], help="DxV")
-    parser.add_argument("--head", type=Path, help="instead of --shapes: a model's own (benchmarks.own_head)")
+    parser.add_argument("--shapes", nargs="+", help="DxV; default: 1024x32000")
+    parser.add_argument(
+        "--head", type=Path, help="instead of --shapes: a model's own (benchmarks.own_head), called by its folder"
+    )
     parser.add_argument("--entropies", nargs="+", type=float, help="nats; default: 1, 1.3, 2, 2.5, or the head's own")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
@@ -72,11 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="append the rows, as JSON lines, to this file")
     args = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "benchmarks.bench_sparse", *words])  # ways have spaces in their names
+    if args.head is not None and args.shapes:
+        parser.error("--head has its own shape: want no --shapes")
+    command = said(words)
     if args.threads:
         torch.set_num_threads(args.threads)
     for case in cases(args):
-        (V, D), workload = case.w.shape, "trained" if args.head is None else "lm"
+        (V, D), workload = case.w.shape, "trained" if args.head is None else args.head.resolve().parent.name
         rows = compare(case, args.ways, args.backend, args.rounds)
         header = f"N {args.tokens}, D {D}, V {V}, {workload}, {args.dtype}, {rows[0]['entropy']:.2f} nats; "
         header += f"three {product_dtype(case)} products"
@@ -88,6 +92,15 @@ def main(arguments: list[str] | None = None) -> None:
             write(args.save, rows, {"command": command, **what})
 
 
+def said(words: Sequence[str]) -> str:
+    """The command, without where its rows went."""
+    left = list(words)
+    if "--save" in left:
+        at = left.index("--save")
+        del left[at : at + 2]
+    return shlex.join(["python", "-m", "benchmarks.bench_sparse", *left])  # ways have spaces in their names
+
+
 def cases(args: argparse.Namespace) -> Iterator[HeadCase]:
     dtype = DTYPES[args.dtype]
     if args.head is not None:
@@ -95,7 +108,7 @@ def cases(args: argparse.Namespace) -> Iterator[HeadCase]:
         for entropy in args.entropies or [None]:
             yield own_case(whole, args.tokens, entropy, dtype, DEVICE)
         return
-    for shape in args.shapes:
+    for shape in args.shapes or ["1024x32000"]:
         D, V = map(int, shape.split("x"))
         for entropy in args.entropies or ENTROPIES:
             yield head_case(args.tokens, D, V, entropy=entropy, dtype=dtype, device=DEVICE)

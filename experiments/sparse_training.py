@@ -1,11 +1,12 @@
 """Does training with a sparse gradient end where exact training ends? python -m experiments.sparse_training --start DIR
 
-DIR is a small language model that experiments.text_lm wrote. SFT goes on from there, by AdamW and by SGD, and DPO and
-EXPO learn to prefer a text's own continuation to another's, each with the exact, the certified and the unbiased
-gradient, in all seeds: of the data's order. The table has what is held out: mean nll of SFT, loss and accuracy of the
-others; the difference from exact in the same seed with its 95 % interval (Student's), and the spread of exact training
-over seeds. Last, what a threshold without a bound does: every entry of the softmax under 2^-12 is left out of the
-gradient, of a new model and the same words in a random order, many of which are rarer than that.
+DIR is a small language model that experiments.text_lm wrote, or several, which the seeds take in turn. SFT goes on from
+there, by AdamW and by SGD, and DPO and EXPO learn to prefer a text's own continuation to another's, each with the
+exact, the certified and the unbiased gradient, in all seeds: of the data's order. The table has what is held out: mean
+nll of SFT, loss and accuracy of the others; the difference from exact in the same seed with its 95 % interval
+(Student's), and the spread of exact training over seeds. Last ("new"), what a threshold without a bound does: every
+entry of the softmax under 2^-12 is left out of the gradient, of a new model and the same words in a random order, many
+of which are rarer than that.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import copy
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from scipy import stats
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from experiments.text import Text, model, shuffled, text, windows
-from experiments.text_lm import nll
+from experiments.text import Text, model, shuffled, text_beside, windows
 from expo_kernels import Certified, Execution, Unbiased
 from expo_kernels.head import Scoring, attach
 from expo_kernels.layout import from_padded
@@ -49,17 +50,17 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "sft": Task("sft", "AdamW", 3e-4),
-    "sft, SGD": Task("sft", "SGD", 0.3),
+    "sft": Task("sft", "AdamW", 1e-4),
+    "sft, SGD": Task("sft", "SGD", 0.02),
     "dpo": Task("dpo", "AdamW", 3e-4),
-    "expo_comp": Task("expo_comp", "AdamW", 3e-4),
+    "expo_comp": Task("expo_comp", "AdamW", 1e-4),
 }
 NEW = Task("sft", "AdamW", 3e-3)  # of a new model
+EVERY = (*TASKS, "new")
 
 
 class Settings(NamedTuple):
-    start: str  # a folder
-    source: str = "code"
+    starts: tuple[str, ...]  # folders
     steps: int = 80
     new: int = 150  # steps of a new model
     width: int = 64  # its own
@@ -87,23 +88,24 @@ class Result(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", required=True, help="a folder that experiments.text_lm wrote")
-    parser.add_argument("--source", choices=("library", "code"), default="code", help="its text")
+    parser.add_argument("--start", required=True, nargs="+", help="folders that experiments.text_lm wrote")
+    parser.add_argument("--tasks", nargs="+", choices=EVERY, default=EVERY)
     parser.add_argument("--quick", action="store_true", help="too small to say anything")
     parser.add_argument("--publish", action="store_true", help="the table into docs/sparsity.md")
     args = parser.parse_args(argv)
-    settings, began = Settings(args.start, args.source), time.perf_counter()
+    settings, began = Settings(tuple(args.start)), time.perf_counter()
     if args.quick:
         settings = settings._replace(steps=4, new=4, seeds=2, held_out=1)
-    print(f"at the start: held out {nll(load(settings), text_of(settings).held_out):.3f} nats a token", flush=True)
-    lines = table(results(settings))
+    rare = text_of(settings).share_rarer_than(THRESHOLD)
+    print(f"{rare:.1%} of the text is words rarer than the threshold", flush=True)
+    lines = table(results(settings, args.tasks))
     if args.publish:
         marked.write(marked.DOCS / "sparsity.md", "training", lines)
     print(f"{lines}\n\n{time.perf_counter() - began:.0f} s")
 
 
-def results(settings: Settings) -> list[Result]:
-    jobs = [(settings, name, seed) for name in (*TASKS, "new") for seed in range(settings.seeds)]
+def results(settings: Settings, tasks: Sequence[str]) -> list[Result]:
+    jobs = [(settings, name, seed) for name in tasks for seed in range(settings.seeds)]
     made = []
     with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, (1,)) as pool:
         for some in pool.imap(job, jobs):
@@ -118,7 +120,9 @@ def job(work: tuple[Settings, str, int]) -> list[Result]:
 
 
 def from_start(settings: Settings, name: str, seed: int) -> list[Result]:
-    data, start, made = text_of(settings), load(settings), []
+    data, start = text_of(settings), load(settings, seed)
+    before = measured(start, start, TASKS[name].objective, data, settings.held_out)
+    made = [Result(name, "the start", seed, *before, float("nan"))]
     for gradient, rule in GRADIENTS.items():
         policy = copy.deepcopy(start)
         kept = train(policy, TASKS[name], rule, data, settings.steps, seed + 1000, reference=start)
@@ -139,14 +143,17 @@ def new_model(settings: Settings, seed: int) -> list[Result]:
     return made
 
 
-def load(settings: Settings) -> LlamaForCausalLM:
-    made = LlamaForCausalLM.from_pretrained(settings.start)
+def load(settings: Settings, seed: int) -> LlamaForCausalLM:
+    made = LlamaForCausalLM.from_pretrained(settings.starts[seed % len(settings.starts)])
     attach(made)
     return made
 
 
 def text_of(settings: Settings) -> Text:
-    return text(LlamaConfig.from_pretrained(settings.start).vocab_size, settings.source)
+    first, *others = (text_beside(Path(folder)) for folder in settings.starts)
+    if any(other is not first for other in others):
+        raise ValueError(f"sparse_training: want starts of one text, got {', '.join(settings.starts)}")
+    return first
 
 
 def train(
@@ -241,11 +248,11 @@ def table(results: list[Result]) -> str:
         exact, own = ([r for r in results if (r.task, r.gradient) == (task, g)] for g in ("exact", gradient))
         pairs = list(zip(own, exact, strict=True))
         losses, shares = [a.loss - b.loss for a, b in pairs], [a.accuracy - b.accuracy for a, b in pairs]
-        plain, of_pairs = gradient == "exact", not any(math.isnan(r.accuracy) for r in own)
-        kept = mean([r.kept for r in own])
+        plain, of_pairs = gradient in ("exact", "the start"), not any(math.isnan(r.accuracy) for r in own)
+        kept, spread = mean([r.kept for r in own]), deviation([r.loss for r in exact])
         rows.append((
             task, gradient, "" if math.isnan(kept) else f"{kept:.0%}", f"{mean([r.loss for r in own]):.4f}",
-            "" if plain else interval(losses), f"{deviation([r.loss for r in exact]):.4f}" if plain else "",
+            "" if plain else interval(losses), f"{spread:.4f}" if gradient == "exact" else "",
             f"{mean([r.accuracy for r in own]):.3f}" if of_pairs else "",
             interval(shares) if of_pairs and not plain else "",
         ))  # fmt: skip

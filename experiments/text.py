@@ -1,6 +1,6 @@
 """Real text for a small language model, which every machine that runs this has: a part of Python's own library, or
-"code": all of it behind the models of the installed transformers, which say most of what they say more than once, so
-that a small model comes to know what follows.
+"code": the models of the installed transformers, which say most of what they say more than once, so that a small model
+comes to know what follows, and behind them some of the library, up to a size.
 
 Tokens are byte-level BPE, learned from the text; the first part of each file's tokens is trained on, the rest held out.
 """
@@ -8,6 +8,8 @@ Tokens are byte-level BPE, learned from the text; the first part of each file's 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +26,18 @@ BYTES = {"library": 2 << 20, "code": 28 << 20}  # of text
 HELD_OUT = 0.1
 
 
+FILE = "text.json"  # beside a model: what it was trained on
+
+
 class Text(NamedTuple):
     train: Tensor  # [tokens]
     held_out: Tensor  # [tokens]
     V: int
+
+    def share_rarer_than(self, probability: float) -> float:
+        """Of the text, the words that are."""
+        frequencies = torch.bincount(self.train, minlength=self.V).double() / len(self.train)
+        return float(frequencies[frequencies < probability].sum())
 
 
 @functools.cache
@@ -39,6 +49,26 @@ def text(V: int, source: str = "library") -> Text:
     cut = [int(len(x) * (1 - HELD_OUT)) for x in ids]
     train = torch.cat([x[:n] for x, n in zip(ids, cut, strict=True)])
     return Text(train, torch.cat([x[n:] for x, n in zip(ids, cut, strict=True)]), V)
+
+
+def write_source(folder: Path, source: str, data: Text) -> None:
+    """What the model in that folder knows: the tokens are whatever was installed here."""
+    (folder / FILE).write_text(json.dumps({"source": source, "V": data.V, "sha256": _digest(data)}))
+
+
+def text_beside(folder: Path) -> Text:
+    """The text of the model in that folder, token for token, or ValueError."""
+    if not (folder / FILE).is_file():
+        raise ValueError(f"text_beside: want a folder that experiments.text_lm wrote, got {folder}")
+    said = json.loads((folder / FILE).read_text())
+    data = text(said["V"], said["source"])
+    if _digest(data) != said["sha256"]:
+        raise ValueError(f"text_beside: the model in {folder} was trained on other text than is installed here")
+    return data
+
+
+def _digest(data: Text) -> str:
+    return hashlib.sha256(data.train.numpy().tobytes()).hexdigest()
 
 
 def read_files(source: str) -> list[str]:

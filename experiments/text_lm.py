@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from experiments.text import Text, model, text, windows
+from experiments.text import Text, model, text, windows, write_source
 from expo_kernels.head import Scoring
 from expo_kernels.layout import from_padded
 from expo_kernels.objectives import make_objective
@@ -30,19 +30,20 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     data = text(args.V, args.source)
     print(f"{len(data.train):,} tokens to train on, {len(data.held_out):,} held out", flush=True)
-    policy = model(args.V, args.width, 0, wide=2, heads=max(4, args.width // 64))
-    train(policy, data, args.steps, args.batch)
+    policy = model(args.V, args.width, args.seed, wide=2, heads=max(4, args.width // 64))
+    train(policy, data, args.steps, args.batch, args.seed)
     policy.save_pretrained(args.out)
+    write_source(args.out, args.source, data)
     h, y = scored(policy, data.held_out, args.tokens)
     w = policy.lm_head.weight.detach()
     save_file({"h": h, "w": w.contiguous(), "y": y}, args.out / "head.safetensors")
     print(f"held out: {nll(policy, data.held_out):.3f} nats a token; written to {args.out}")
 
 
-def train(policy: LlamaForCausalLM, data: Text, steps: int, batch: int) -> None:
+def train(policy: LlamaForCausalLM, data: Text, steps: int, batch: int, seed: int) -> None:
     """Mean nll of every next token, exact; the same on every run of one thread count."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.95))
-    random, began = torch.Generator().manual_seed(0), time.perf_counter()
+    random, began = torch.Generator().manual_seed(seed), time.perf_counter()
     total, since = 0.0, 0
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -88,6 +89,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=1024, help="D; a multiple of 64")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8, help=f"sequences of {LENGTH} tokens of a step")
+    parser.add_argument("--seed", type=int, default=0, help="of the new model and of the order of the text")
     parser.add_argument("--tokens", type=int, default=2048, help="of head.safetensors")
     parser.add_argument("--out", type=Path, default=Path("runs/text_lm"))
     return parser.parse_args(argv)

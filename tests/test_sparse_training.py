@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from benchmarks.own_head import read_head
 from experiments import sparse_training, text_lm
 from experiments.sparse_training import Result, Settings
-from experiments.text import shuffled, text, windows
+from experiments.text import shuffled, text, windows, write_source
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_threshold_leaves_small_entries_out():
 
 def test_what_the_head_is_given_is_written(start):
     """The model's own logits of its held-out text, as the file says them."""
-    parts, model = load_file(start / "head.safetensors"), sparse_training.load(Settings(str(start), "library"))
+    parts, model = load_file(start / "head.safetensors"), sparse_training.load(Settings((str(start),)), 1)
     assert parts["h"].shape == (200, 64) and torch.equal(parts["w"], model.lm_head.weight)
     ids = windows(text(600).held_out, 2, text_lm.LENGTH, torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -59,9 +59,19 @@ def test_what_the_head_is_given_is_written(start):
     assert read_head(start / "head.safetensors").w.shape == (600, 64)
 
 
+def test_a_start_is_of_the_text_that_is_here(start, tmp_path):
+    data = sparse_training.text_of(Settings((str(start), str(start))))
+    assert data is text(600, "library") and 0.0 < data.share_rarer_than(1e-3) < data.share_rarer_than(1e-2) < 1.0
+    with pytest.raises(ValueError, match="want a folder that experiments"):
+        sparse_training.text_of(Settings((str(tmp_path),)))
+    write_source(tmp_path, "library", data._replace(train=data.train[1:]))
+    with pytest.raises(ValueError, match="was trained on other text than is installed here"):
+        sparse_training.text_of(Settings((str(tmp_path),)))
+
+
 @pytest.mark.slow
 def test_every_task_of_one_seed(start):
-    settings = Settings(str(start), "library", steps=3, new=3, width=32, seeds=1, held_out=1)
+    settings = Settings((str(start),), steps=3, new=3, width=32, seeds=1, held_out=1)
     made = [r for name in (*sparse_training.TASKS, "new") for r in sparse_training.job((settings, name, 0))]
-    assert len(made) == 5 * 3 and all(r.loss == r.loss for r in made)
-    assert all(0 < r.kept <= 1 for r in made if r.gradient != sparse_training.NAIVE)
+    assert len(made) == 5 * 3 + 4 and all(r.loss == r.loss for r in made)
+    assert all(0 < r.kept <= 1 for r in made if r.gradient not in (sparse_training.NAIVE, "the start"))

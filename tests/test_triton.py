@@ -393,6 +393,7 @@ def test_which_operands_take_descriptors():
     assert product.takes_descriptors(wide[:, :9], wide.T) and product.takes_descriptors(wide[:, 8:].T, wide)
     assert not product.takes_descriptors(wide[:, 1:], wide.T), "the base is not at a vector"
     assert not product.takes_descriptors(wide[:, :9].contiguous(), wide.T), "nor are these rows"
+    assert not product.takes_descriptors(wide[:, ::8], wide.T), "nor is anything side by side"
     assert not product.takes_descriptors(wide[:0], wide.T) and not product.takes_descriptors(wide.float(), wide.T)
 
 

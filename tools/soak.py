@@ -64,8 +64,13 @@ def undisturbed(command: list[str], output: Path, args: argparse.Namespace) -> d
             samples.setdefault(process.pid, []).append((now, _anonymous(process)))
     first, cycle = min(SETTLED, args.steps // 5), 2 * args.every
     late = [[(s, b) for s, b in rank if first <= s < args.steps and b] for rank in samples.values()]
+    seen = [rank for rank in late if rank]  # a process that was there for a moment only is none
+    if len(seen) != args.ranks:
+        raise RuntimeError(
+            f"tools.soak: want {args.ranks} ranks seen between steps {first} and {args.steps}, got {len(seen)}"
+        )
     width = min(cycle, (args.steps - first) / SHORTEST)
-    return {i: floor_slope(rank, width) for i, rank in enumerate(filter(None, late))}  # not what ended before
+    return {i: floor_slope(rank, width) for i, rank in enumerate(seen)}
 
 
 def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> None:
@@ -74,7 +79,7 @@ def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> Non
     for number, moment in enumerate(moments):
         saving = number % 3 == 2
         for launcher in _running(command, output):
-            if step(output) >= moment - args.logged and (not saving or _saves(output)):
+            if step(output) >= max(1, moment - args.logged) and (not saving or _saves(output)):
                 time.sleep(chance.random() * (0.05 if saving else 1.0))
                 _kill(launcher, chance, output, saving)
                 break
@@ -225,9 +230,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--out", type=Path, default=demo.ROOT / "runs" / "soak", help="emptied first")
     args = parser.parse_args(argv)
-    if args.steps % args.every or (2 * args.every) % args.logged:
+    if args.logged < 1 or args.steps % args.every or (2 * args.every) % args.logged:
         parser.error(
-            "want --steps a multiple of --every, and twice that of --logged; "
+            "want --steps a multiple of --every, and twice that of --logged, which is at least 1; "
             f"got {args.steps}, {args.every} and {args.logged}"
         )
     if not 0 <= args.kills <= args.steps - args.every // 2:

@@ -25,7 +25,7 @@ HEADINGS = (
 # wanted: under so much of three products up to so many nats, by a way that leaves out next to nothing
 WANTED = ((1.5, 0.50), (2.7, 0.65))
 MASS, VARIANCE = 0.005, 1e-3  # dropped at most by a certified way; added at most by an unbiased one, of the batch's own
-WORKLOADS = {"trained": "made", "lm": "a small LM's"}
+WORKLOADS = {"trained": "made", "text_lm_big": "a small LM's"}  # another head: its folder's name
 Row = dict[str, Any]
 
 
@@ -42,7 +42,7 @@ def page(rows: Sequence[Row]) -> str:
     for key, own in workloads(rows).items():
         D, V, workload, tokens, dtype, entropy = key
         first = own[0]
-        title = f"**N {tokens}, D {D}, V {V}, {WORKLOADS[workload]}, {dtype}, {entropy:.2f} nats.** "
+        title = f"**N {tokens}, D {D}, V {V}, {WORKLOADS.get(workload, workload)}, {dtype}, {entropy:.2f} nats.** "
         title += f"{first['device']}, {first['threads']} threads, {first['date']}, {first['commit']}; "
         title += f"three fp32 products {first['products_s']:.2f} s"
         parts.append(f"{title}\n\n{marked.table(HEADINGS, [cells(row) for row in own])}\n\n{verdict(own)}")
@@ -102,7 +102,9 @@ def drawn(rows: Sequence[Row]) -> Figure:
                 axis.axhline(some[0]["ratio"], color=f"C{i}", linewidth=0.7, linestyle=":")
             axis.set_xscale("log")
             axis.set_ylim(bottom=0)
-            axis.set_title(f"D {shape[0]}, V {shape[1]}, {WORKLOADS[shape[2]]}; dotted: exact", fontsize=8)
+            axis.set_title(
+                f"D {shape[0]}, V {shape[1]}, {WORKLOADS.get(shape[2], shape[2])}; dotted: exact", fontsize=8
+            )
             axis.set_xlabel("mass of the softmax that is dropped, mean")
         axes[0][0].set_ylabel("time / three library products")
         axes[0][-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -94,5 +94,5 @@ def _broken_loop(numbers: Numbers, launch: Launch, card: Card) -> list[str]:
 
 
 def _tiles(options: dict) -> str:
-    shape = "x".join(str(options[name]) for name in ("BN", "BM", "BV", "BK", "BD", "BT", "BJ") if name in options)
+    shape = "x".join(str(options[name]) for name in ("BM", "BN", "BV", "BK", "BD", "BT", "BJ") if name in options)
     return f"{shape}, {options.get('num_warps')} warps"

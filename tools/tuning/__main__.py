@@ -73,7 +73,7 @@ def _measured(row: Card, what: str, words: str) -> Card:
     facts = measure.environment()
     line = f"{what}: {words}; {facts['device']}, torch {facts['torch']}, triton {triton.__version__}, {facts['date']}"
     others = [known for known in row.measured if not known.startswith(f"{what}:")]
-    order = [*candidates.KERNELS, ROUTE, PRODUCTS]
+    order = [*candidates.KERNELS, PRODUCTS, ROUTE]
     return row._replace(measured=tuple(sorted([*others, line], key=lambda known: order.index(known.split(":")[0]))))
 
 
@@ -103,7 +103,7 @@ def _card(device: torch.device, *, write: bool) -> Card:
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    every = [*candidates.KERNELS, ROUTE, PRODUCTS]
+    every = [*candidates.KERNELS, PRODUCTS, ROUTE]
     parser = argparse.ArgumentParser(
         prog="python -m tools.tuning", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

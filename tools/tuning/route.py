@@ -1,5 +1,5 @@
 """Which route a card's heads take: the library's product and the row kernel, or ours with the exponential epilogue. And
-whose product makes dh and dw."""
+whose products a step is made of."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tools.tuning.subjects import GEMMA, LLAMA, QWEN, TINY, Step, workspace
 MARGIN = 0.02  # by which the route of the table must be beaten
 HEADS = {"llama": LLAMA, "qwen": QWEN, "gemma, soft cap": GEMMA}
 ROUNDS = 7
+PARTS = ("logits", "dh", "dw")  # of a step
 
 
 class Route(NamedTuple):
     card: Card  # the row, with the route that is taken
-    seconds: dict[tuple[str, str], float]  # of head and route: E' and forward only, or dh and dw, once each
+    seconds: dict[tuple[str, str], float]  # of head and route: E' and forward only, or all three products, once each
     refused: dict[str, str]  # routes that are wrong, and why
 
     def ratio(self, name: str, base: str) -> float:
@@ -76,10 +77,10 @@ def choose_products(card: Card, device: torch.device, *, warmup: float, rounds: 
     for head, one in HEADS.items():
         made = subjects.inputs(one if device.type != "cpu" else size, kernel, device)
         every = {"library": _library_products(made), "ours": subjects.products(made, card)}
-        steps = {f"{name}, {kind}": every[name][kind] for name in every if name not in refused for kind in ("dh", "dw")}
+        steps = {f"{name}, {kind}": every[name][kind] for name in every if name not in refused for kind in PARTS}
         times = measure.interleaved(steps, rounds=rounds, warmup=warmup)
         for name in (name for name in every if name not in refused):
-            seconds[head, name] = times[f"{name}, dh"].median + times[f"{name}, dw"].median
+            seconds[head, name] = sum(times[f"{name}, {kind}"].median for kind in PARTS)
         del made, steps, every
     found = Route(card, seconds, refused)
     ours = not refused and found.ratio("ours", "library") <= 1 - MARGIN
@@ -87,8 +88,9 @@ def choose_products(card: Card, device: torch.device, *, warmup: float, rounds: 
 
 
 def _library_products(made: subjects.Inputs) -> dict[str, Step]:
-    (h, _, head, e, (_, dh, dw)) = made
+    (h, _, head, e, (z, dh, dw)) = made
     return {
+        "logits": lambda: product.library_product(h, head.w.T, z, add=False),
         "dh": lambda: product.library_product(e, head.w, dh, add=False),
         "dw": lambda: product.library_product(e.T, h, dw, add=True),
     }

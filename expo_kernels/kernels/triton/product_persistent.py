@@ -19,7 +19,10 @@ from expo_kernels.kernels.triton.tuning_types import Tiles
 
 def takes_descriptors(a: Tensor, b: Tensor) -> bool:
     """A function of how the operands lie in memory; an empty one has no descriptor."""
-    return all(x.element_size() == 2 and x.numel() > 0 and aligned(x if x.stride(1) == 1 else x.T) for x in (a, b))
+    return all(
+        x.element_size() == 2 and x.numel() > 0 and 1 in x.stride() and aligned(x if x.stride(1) == 1 else x.T)
+        for x in (a, b)
+    )
 
 
 def product_persistent(a: Tensor, b: Tensor, out: Tensor, tiles: Tiles, *, add: bool) -> None:
