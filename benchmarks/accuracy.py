@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import measure, options
 from benchmarks.cases import DTYPES, KINDS, head_case
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, command_of
 from expo_kernels import Execution, HeadOptions, reference, token_logprob
 from expo_kernels.layout import from_packed
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--save", type=Path, help="append the records, as JSON lines, to this file")
     args = parser.parse_args(arguments)
-    command = options.command_of("accuracy", arguments)
+    command = command_of("accuracy", arguments)
     print("| dtype | logits | " + " | ".join(f"{x}: plain | ours" for x in WHAT) + " |")
     print("| --- " * (2 + 2 * len(WHAT)) + "|")
     for name in args.dtypes:

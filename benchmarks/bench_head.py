@@ -14,13 +14,14 @@ import torch
 from benchmarks import options
 from benchmarks.cases import MODELS, Setting
 from benchmarks.measured import Plan, judge, measured, show
+from benchmarks.records import command_of
 
 
 def main(arguments: list[str] | None = None) -> None:
     args, setting = parse(arguments)
     plan = Plan(
         "head", args.mode, args.workspace, args.rounds, args.warmup, memory=not args.no_memory,
-        command=options.command_of("bench_head", arguments),
+        command=command_of("bench_head", arguments),
     )  # fmt: skip
     verdicts = judge(args.providers, setting, args.mode, args.workspace)
     torch.compiler.reset()  # or what is timed would be compiled for any number of tokens

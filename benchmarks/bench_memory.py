@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import options, sweep
 from benchmarks.measured import Plan, Row, Verdict, describe, judge, process_peaks, row_of, save
 from benchmarks.providers import workload
-from benchmarks.records import Record
+from benchmarks.records import Record, command_of
 
 USUAL = sweep.Defaults(
     D=256, V=16000, tokens=(1024, 2048, 4096, 8192), vocabularies=(), lengths=(64, 256, 1024, 4096), length=256,
@@ -25,7 +25,7 @@ WORKSPACE = 128 << 20  # bytes: small beside the logits, as 1 GiB is beside a re
 
 def main(arguments: list[str] | None = None) -> None:
     args, sweeps = parse(arguments)
-    plan = Plan("memory", args.mode, args.workspace, rounds=None, command=options.command_of("bench_memory", arguments))
+    plan = Plan("memory", args.mode, args.workspace, rounds=None, command=command_of("bench_memory", arguments))
     settings = list(dict.fromkeys(setting for one in sweeps for setting in one.settings))
     verdicts = judge(args.providers, settings[0], args.mode, args.workspace)
     admitted = [name for name, verdict in verdicts.items() if verdict.state == "timed"]

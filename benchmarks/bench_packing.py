@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import measure
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, command_of
 from expo_kernels.head import Scoring, attach
 from expo_kernels.objectives import make_objective
 from train.attention import Packing, choose
@@ -166,7 +166,7 @@ def record(args: argparse.Namespace, way: str, state: str, kind: str) -> Record:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    args.command = " ".join(["python -m benchmarks.bench_packing", *(sys.argv[1:] if arguments is None else arguments)])
+    args.command = command_of("bench_packing", arguments)
 
     def save(one: Record) -> None:
         if args.save:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import measure, options
 from benchmarks.measure import Timing
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, command_of
 
 ROWS = (32, 64, 128, 256)
 
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         shares = (times["whole"].median / times[f"{rows} {tile}"].median for tile in tiles)
         print(f"{rows:>11}" + "".join(f"{share:>8.2f}" for share in shares))
     if args.save:
-        command = options.command_of("bench_products", arguments)
+        command = command_of("bench_products", arguments)
         for rows in ROWS:
             for tile in tiles:
                 time, base = times[f"{rows} {tile}"], times["whole"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from benchmarks import options, sweep
 from benchmarks.measured import Plan, Row, Verdict, judge, measured
-from benchmarks.records import AXES, Record
+from benchmarks.records import AXES, Record, command_of
 
 USUAL = sweep.Defaults(
     D=64, V=2048, tokens=(1024, 2048, 4096, 8192, 16384, 32768),
@@ -23,7 +23,7 @@ USUAL = sweep.Defaults(
 
 def main(arguments: list[str] | None = None) -> None:
     args, sweeps = parse(arguments)
-    command = options.command_of("bench_scaling", arguments)
+    command = command_of("bench_scaling", arguments)
     for one in sweeps:
         plan = Plan(
             "scaling", args.mode, args.workspace, args.rounds, args.warmup, memory=False, command=command, axis=one.axis

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ from benchmarks import measure, options
 from benchmarks.cases import DTYPES, HeadCase, head_case, log_softmax, observed, usual_dtype
 from benchmarks.measure import Timing
 from benchmarks.own_head import own_case, read_head
+from benchmarks.records import command_of
 from expo_kernels import Certified, Execution, LossOutput, Unbiased, preference_loss
 from expo_kernels.layout import from_packed
 from expo_kernels.objectives import make_objective
@@ -73,10 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="of torch; default: its own")
     parser.add_argument("--save", type=Path, help="append the rows, as JSON lines, to this file")
     args = parser.parse_args(arguments)
-    words = sys.argv[1:] if arguments is None else arguments
     if args.head is not None and args.shapes:
         parser.error("--head has its own shape: want no --shapes")
-    command = said(words)
+    command = command_of("bench_sparse", arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     for case in cases(args):
@@ -90,15 +88,6 @@ def main(arguments: list[str] | None = None) -> None:
         if args.save:
             what = {"workload": workload, "D": D, "V": V, "tokens": args.tokens, "dtype": args.dtype}
             write(args.save, rows, {"command": command, **what})
-
-
-def said(words: Sequence[str]) -> str:
-    """The command, without where its rows went."""
-    left = list(words)
-    if "--save" in left:
-        at = left.index("--save")
-        del left[at : at + 2]
-    return shlex.join(["python", "-m", "benchmarks.bench_sparse", *left])  # ways have spaces in their names
 
 
 def cases(args: argparse.Namespace) -> Iterator[HeadCase]:

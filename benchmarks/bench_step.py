@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import measure
-from benchmarks.records import append
+from benchmarks.records import append, command_of
 from benchmarks.steps import case as step_case
 from benchmarks.steps.case import MODELS, Case
 from benchmarks.steps.providers import PROVIDERS, Provider
@@ -191,7 +191,7 @@ def _version(package: str) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    command = " ".join(["python -m benchmarks.bench_step", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_of("bench_step", arguments)
     for V in args.vocabulary:
         case = Case(
             model=args.model, vocabulary=V, pairs=args.pairs, longest=args.longest, dtype=args.dtype,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.cases import DTYPES
-from benchmarks.records import Environment, append
+from benchmarks.records import Environment, append, command_of
 
 PRODUCTS = ("z = h w'", "dh = z w", "dw = z' h")
 COPY = "copy"
@@ -49,9 +48,8 @@ class Ceiling(Environment):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    args = parse(given)
-    command = " ".join(["python -m benchmarks.ceilings", *given])
+    args = parse(arguments)
+    command = command_of("ceilings", arguments)
     common: dict[str, Any] = {**measure.environment(), "bench": "ceilings", "command": command, "rounds": args.rounds}
     found = []
     for dtype in args.dtypes:
@@ -113,7 +111,7 @@ def shown(row: Ceiling) -> str:
     return f"{row.what:<12} {row.tflops:>9.4f} TF/s, {size}, {row.ms:.1f} ms"
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ceilings", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

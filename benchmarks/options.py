@@ -66,10 +66,6 @@ def setting_of(
         parser.error(str(error))
 
 
-def command_of(name: str, arguments: Sequence[str] | None) -> str:
-    return " ".join([f"python -m benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 def save(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     for row in rows:
         if args.save:

@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,11 @@ class Record(Environment):
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+
+def command_of(name: str, arguments: Sequence[str] | None) -> str:
+    """As one would type it: names may have spaces."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def as_dict(record: Record) -> dict[str, Any]:

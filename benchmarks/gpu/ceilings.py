@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.ceilings import COPY, PRODUCTS, Ceiling
-from benchmarks.records import append
+from benchmarks.records import append, command_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WAYS = ("", ", fp32 out", ", added to fp32")
@@ -46,9 +45,8 @@ class Subject(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    args = parse(given)
-    device, command = torch.device(args.device), " ".join(["python -m benchmarks.gpu.ceilings", *given])
+    args = parse(arguments)
+    device, command = torch.device(args.device), command_of("gpu.ceilings", arguments)
     size: dict[str, Any] = {"dtype": args.dtype, "tokens": args.N, "D": args.D, "V": args.V}
     common: dict[str, Any] = {**measure.environment(), "bench": "ceilings", "command": command, "rounds": args.rounds}
     found = [_copy(args, device, common)]
@@ -114,7 +112,7 @@ def _ms(timing: measure.Timing) -> dict[str, Any]:
     return dict(zip(("ms", "low_ms", "high_ms"), (1e3 * seconds for seconds in timing), strict=True))
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.ceilings", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

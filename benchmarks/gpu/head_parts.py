@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import options
 from benchmarks.cases import shape_of
 from benchmarks.parts import Part, python
 from benchmarks.providers import PROVIDERS
-from benchmarks.records import Record
+from benchmarks.records import Record, command_of
 from benchmarks.report.results import ENVIRONMENT
 
 MODELS = ("llama3-8b", "qwen2.5-7b", "gemma2-2b")
@@ -75,7 +74,7 @@ def sparse() -> Iterator[Part]:
 def _owed(heads: Heads, tokens: int, more: tuple[str, ...], facts: Mapping[str, Any]) -> Record:
     """Under the command that bench_head itself would name, so that a later run takes its place."""
     D, V, softcap = shape_of(heads.model)
-    command = options.command_of("bench_head", ("--tokens", str(tokens), *more))
+    command = command_of("bench_head", ("--tokens", str(tokens), *more))
     return Record(
         **{name: facts[name] for name in ENVIRONMENT}, command=command, bench="head", provider=OURS, state="missing",
         reason="not run", model=heads.model, D=D, V=V, softcap=softcap, tokens=tokens, pairs=PAIRS, masked=0.0,

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.gpu.whole_model import BODIES, BYTES_A_WEIGHT, Body, Stepper
-from benchmarks.records import append
+from benchmarks.records import append, command_of
 from benchmarks.report.results import Step
 
 ROOM = 0.6  # of the card's memory that weights, gradients and states may take, for activations to have some
@@ -54,15 +54,14 @@ class WholeStep(Step):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
-    args = parse(given)
+    args = parse(arguments)
     body, device = BODIES[args.model], torch.device(args.device)
     layers = args.layers or most_layers(body, _memory(device))
     print(
         f"{args.model}: {layers} of {body.layers} layers, bf16 weights, gradients and AdamW states, one pair",
         flush=True,
     )
-    command = " ".join(["python -m benchmarks.gpu.whole_step", *given])
+    command = command_of("gpu.whole_step", arguments)
     for one in everything(args, body, layers, device):
         row = record(one, args, body.vocabulary, command)
         print(shown(row), flush=True)
@@ -215,7 +214,7 @@ def shown(row: WholeStep) -> str:
     )
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.whole_step", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,15 +21,14 @@ from benchmarks.plan.longest import longest
 from benchmarks.plan.peak import peak
 from benchmarks.plan.seconds import step
 from benchmarks.plan.tables import columns, memory_rows, tables, time_rows
-from benchmarks.records import append
+from benchmarks.records import append, command_of
 from tools.models import MODELS, canonical
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
-    args = parser.parse_args(given)
-    command = " ".join(["python -m benchmarks.plan", *given])
+    args = parser.parse_args(arguments)
+    command = command_of("plan", arguments)
     try:
         if args.validate:
             return _validate(args.save, command)

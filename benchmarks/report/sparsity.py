@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import ROOT
 from benchmarks.report.plots import STYLE, save
-from benchmarks.report.results import FOLDER
+from benchmarks.report.results import FOLDER, SAVE
 from tools import marked
 
 ROWS = FOLDER / "sparsity.jsonl"
@@ -46,7 +46,7 @@ def page(rows: Sequence[Row]) -> str:
         title += f"{first['device']}, {first['threads']} threads, {first['date']}, {first['commit']}; "
         title += f"three fp32 products {first['products_s']:.2f} s"
         parts.append(f"{title}\n\n{marked.table(HEADINGS, [cells(row) for row in own])}\n\n{verdict(own)}")
-    command = "; ".join(dict.fromkeys(f"`{row['command']}`" for row in rows))
+    command = "; ".join(dict.fromkeys(f"`{SAVE.sub('', row['command'])}`" for row in rows))
     return "\n\n".join(["![speed against what is left out](figures/sparsity.svg)", *parts, command])
 
 

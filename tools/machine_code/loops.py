@@ -127,17 +127,12 @@ def _dominators(before: Sequence[set[int]]) -> list[set[int]]:
 
 def _nvidia_instructions(text: str) -> Iterator[Instruction]:
     """Lines of nvdisasm: `.L_x_1:`, and `/*0a30*/  @!P0 BRA `(.L_x_1) ;`."""
-    label = None
-    for line in text.splitlines():
-        if named := re.match(r"(\.L_\w+):", line):
-            label = named[1]
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(@\S+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", line):
-            guard, opcode, operands = found.groups()
-            branch = re.search(r"`\((\.L_\w+)\)", operands) if opcode.split(".")[0] == "BRA" else None
-            # a branch with a predicate among its operands may fall through, as one behind a guard may
-            plain = not guard and ((opcode == "BRA" and operands.startswith("`")) or opcode.split(".")[0] in _ENDS)
-            yield Instruction(opcode, label, branch[1] if branch else None, plain)
-            label = None
+    line = r"\s+/\*[0-9a-f]{4,}\*/\s+(@\S+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;"
+    for label, (guard, opcode, operands) in _labelled(text, r"(\.L_\w+):", line):
+        branch = re.search(r"`\((\.L_\w+)\)", operands) if opcode.split(".")[0] == "BRA" else None
+        # a branch with a predicate among its operands may fall through, as one behind a guard may
+        plain = not guard and ((opcode == "BRA" and operands.startswith("`")) or opcode.split(".")[0] in _ENDS)
+        yield Instruction(opcode, label, branch[1] if branch else None, plain)
 
 
 _ENDS = ("EXIT", "RET", "BRX", "JMP")
@@ -145,12 +140,18 @@ _ENDS = ("EXIT", "RET", "BRX", "JMP")
 
 def _amd_instructions(text: str) -> Iterator[Instruction]:
     """Lines of LLVM's assembler: `.LBB0_1:`, and `	s_cbranch_scc1 .LBB0_1`."""
-    label = None
+    line = r"\s+((?:v|s|ds|buffer|global|flat|scratch)_\w+)\s*([^;]*)"
+    for label, (opcode, operands) in _labelled(text, r"(\.LBB\w+):", line):
+        branch = operands.strip() if "branch" in opcode else None
+        yield Instruction(opcode, label, branch, opcode in ("s_branch", "s_endpgm"))
+
+
+def _labelled(text: str, label: str, instruction: str) -> Iterator[tuple[str | None, tuple[str, ...]]]:
+    """The parts of each instruction's line, with the label that stands right above it."""
+    above = None
     for line in text.splitlines():
-        if named := re.match(r"(\.LBB\w+):", line):
-            label = named[1]
-        elif found := re.match(r"\s+((?:v|s|ds|buffer|global|flat|scratch)_\w+)\s*([^;]*)", line):
-            opcode, operands = found.groups()
-            branch = operands.strip() if "branch" in opcode else None
-            yield Instruction(opcode, label, branch, opcode in ("s_branch", "s_endpgm"))
-            label = None
+        if named := re.match(label, line):
+            above = named[1]
+        elif found := re.match(instruction, line):
+            yield above, found.groups()
+            above = None
