@@ -168,7 +168,8 @@ void prefer_huge_pages(Tensor x) {
   expo::prefer_huge_pages(x.data_ptr(), x.numel() * static_cast<int64_t>(x.element_size()));
 }
 
-std::string level() { return expo::level_name(); }
+// A number and no name: torch's stable ABI, up to 2.13 at least, leaks every string that an operation takes or returns.
+int64_t level() { return static_cast<int64_t>(expo::level()); }
 
 }  // namespace
 
@@ -184,7 +185,7 @@ STABLE_TORCH_LIBRARY(expo_kernels_native, m) {
   m.def("gather_rows(Tensor from, Tensor index, Tensor? factor, Tensor(a!) to) -> ()");
   m.def("segment_sum(Tensor values, Tensor offsets, Tensor(a!) sums) -> ()");
   m.def("prefer_huge_pages(Tensor(a!) x) -> ()");
-  m.def("level() -> str");
+  m.def("level() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CPU, m) {

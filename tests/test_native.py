@@ -311,7 +311,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     made = expo_loss(h, w, torch.randint(77, (4, 5)), variant="comp", lam=0.1, softcap=5.0, backend="native")
     made.loss.backward()
     out += [made.loss.detach().float(), h.grad.float(), w.grad.float()]
-print(csrc.ops().level())
+print(csrc.level())
 torch.save(out, PATH)
 """
 
@@ -319,10 +319,9 @@ torch.save(out, PATH)
 @built
 def test_every_level_that_this_processor_has(tmp_path):
     """The best one is what every other test runs on."""
-    best = csrc.ops().level()
-    levels = ["portable", "avx2", "avx512"]
+    best = csrc.level()
     made = {}
-    for level in levels[: levels.index(best) + 1]:
+    for level in csrc.LEVELS[: csrc.LEVELS.index(best) + 1]:
         code = AT_A_LEVEL.replace("PATH", repr(str(tmp_path / level)))
         env = {**os.environ, "EXPO_KERNELS_SIMD": level}
         done = subprocess.run(

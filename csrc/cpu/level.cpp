@@ -38,6 +38,4 @@ Level level() {
   return once;
 }
 
-const char* level_name() { return kNames[static_cast<int>(level())]; }
-
 }  // namespace expo

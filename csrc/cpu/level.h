@@ -5,9 +5,8 @@
 
 namespace expo {
 
-enum class Level { portable, avx2, avx512 };
+enum class Level { portable, avx2, avx512 };  // in the order of native/csrc.py
 
-Level level();           // throws where EXPO_KERNELS_SIMD names none, or one that this processor has not
-const char* level_name();
+Level level();  // throws where EXPO_KERNELS_SIMD names none, or one that this processor has not
 
 }  // namespace expo

@@ -15,7 +15,7 @@ from expo_kernels.kernels.native import csrc
 VARIABLE = "EXPO_KERNELS_BACKEND"
 NAMES = ("plain", "triton", "native")
 OLDEST_TRITON = (3, 5)
-LEVELS = {"portable": "no vector instructions that they know", "avx2": "AVX2", "avx512": "AVX-512"}
+INSTRUCTIONS = {"portable": "no vector instructions that they know", "avx2": "AVX2", "avx512": "AVX-512"}
 _LOADED: dict[str, Backend] = {"plain": plain.BACKEND}
 
 
@@ -80,7 +80,7 @@ def _too_old(device: torch.device) -> str:
 
 @torch.compiler.assume_constant_result
 def _level() -> str:
-    return LEVELS[csrc.ops().level()]
+    return INSTRUCTIONS[csrc.level()]
 
 
 def _load(name: str) -> Backend:

@@ -11,6 +11,7 @@ import torch
 
 VARIABLE = "EXPO_KERNELS_CSRC"  # another build of them: a path
 FILE = Path(os.environ.get(VARIABLE) or Path(__file__).parent / "_csrc.abi3.so")
+LEVELS = ("portable", "avx2", "avx512")  # of vector instructions, in the order of csrc/cpu/level.h
 OLDEST_TORCH = (2, 11)  # whose stable ABI csrc/ is compiled for, as in setup.py
 
 
@@ -37,3 +38,8 @@ def ops() -> Any:
     if reason := problem():
         raise NotImplementedError(reason)
     return torch.ops.expo_kernels_native
+
+
+def level() -> str:
+    """The vector instructions that the operations use."""
+    return LEVELS[ops().level()]
