@@ -154,7 +154,7 @@ class Needs:
 
 
 class PairForm(NamedTuple):
-    """A loss on pairs whose closed form a backend may fuse with the sums it stands on (kernels/triton/pairs.py)."""
+    """A loss on pairs whose closed form a backend may fuse with its sums (kernels/triton/sequences/pairs.py)."""
 
     name: str  # "expo_reg" or "expo_comp"
     lam: float

@@ -20,6 +20,7 @@ from expo_kernels.layout import from_padded
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SEEDS = range(5)
 SMALL = 1 << 17  # a workspace of a few rows at the tests' sizes, so that the chunk loop loops
+DTYPE_IDS = {"ids": lambda d: str(d).removeprefix("torch.")}  # of a parametrised dtype
 NAMES = ("loss", "d_hidden", "d_weight", "d_bias")
 
 

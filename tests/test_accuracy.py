@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support import DTYPES, SEEDS, Errors, fused, padded_case, rounding_floor, truth, with_reference
+from support import DTYPE_IDS, DTYPES, SEEDS, Errors, fused, padded_case, rounding_floor, truth, with_reference
 from torch import Tensor
 
 from benchmarks.cases import KINDS, head_case
@@ -15,7 +15,6 @@ from expo_kernels.layout import from_packed
 from expo_kernels.objectives import make_objective
 
 N, D, V = 72, 40, 1003
-NO_DTYPE_PREFIX = {"ids": lambda d: str(d).removeprefix("torch.")}
 
 
 def token_case(kind: str, dtype: torch.dtype, seed: int):
@@ -39,7 +38,7 @@ def ours(h, w, batch, head):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", DTYPES, **NO_DTYPE_PREFIX)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_tokens(kind, dtype):
     errors = Errors()
     eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
@@ -54,7 +53,7 @@ def test_tokens(kind, dtype):
     errors.check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **NO_DTYPE_PREFIX)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_small_coefficients_keep_their_relative_precision(dtype):
     """Rows with coefficients down to 1e-12 and nll of 60 to 130: dh is as precise, row for row, as with c = 1."""
     h, w, bias, batch, c = token_case("peaked", dtype, 0)
@@ -106,7 +105,7 @@ def test_improbable_labels(gap):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variant", ["expo_reg", "expo_comp"])
-@pytest.mark.parametrize("dtype", DTYPES, **NO_DTYPE_PREFIX)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_pairs(kind, variant, dtype):
     objective = make_objective(variant, lam=0.3, temperature=50.0)
     errors = Errors()
@@ -119,7 +118,7 @@ def test_pairs(kind, variant, dtype):
     errors.check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **NO_DTYPE_PREFIX)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_entropy_and_argmax(dtype):
     for kind in KINDS:
         h, w, bias, batch, _ = token_case(kind, dtype, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import DTYPES, SMALL, fused, padded_case, padded_labels, with_reference
+from support import DTYPE_IDS, DTYPES, SMALL, fused, padded_case, padded_labels, with_reference
 
 from benchmarks.cases import head_case
 from expo_kernels import Execution, sequence_logprob, token_logprob, token_stats
@@ -12,7 +12,6 @@ from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.layout import from_packed, from_padded
 from expo_kernels.objectives import make_objective
 
-IDS = {"ids": lambda d: str(d).removeprefix("torch.")}
 SIZES = [(33, 301), (64, 1000), (257, 777), pytest.param((512, 4099), marks=pytest.mark.slow)]
 
 
@@ -25,7 +24,7 @@ def _two_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_two_runs_are_identical(dtype):
     objective = make_objective("expo_reg", lam=0.3, temperature=20.0)
     case = with_reference(padded_case(6, 11, 33, 301, dtype=dtype, bias=True), objective, 0)
@@ -33,7 +32,7 @@ def test_two_runs_are_identical(dtype):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_padded_and_packed_are_identical(dtype):
     T, D, V = 13, 48, 301
     h, w, y = head_case(6 * T, D, V, dtype=dtype)
@@ -51,7 +50,7 @@ def test_padded_and_packed_are_identical(dtype):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_a_log_prob_does_not_depend_on_its_neighbours(dtype, size):
     """Every N in 1..40, and every place among other rows."""
     D, V = size
@@ -70,7 +69,7 @@ def test_a_log_prob_does_not_depend_on_its_neighbours(dtype, size):
 
 
 @pytest.mark.parametrize("backend", ["plain", "auto"])
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_a_log_prob_does_not_depend_on_how_many_rows_are_multiplied_at_once(dtype, backend):
     """Blocks of up to 512 rows are one product where that has the bits of products of 128."""
     N, D, V = 700, 72, 301
@@ -85,7 +84,7 @@ def test_a_log_prob_does_not_depend_on_how_many_rows_are_multiplied_at_once(dtyp
         assert torch.equal(logp(n), whole[:n]), f"{n} rows"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_a_log_prob_does_not_depend_on_the_chunk(dtype):
     """The budget is the same, the plan is not: forward only, in chunks of pairs, in parts of a long pair, batched."""
     case = padded_case(8, 40, 33, 301, dtype=dtype)
@@ -103,7 +102,7 @@ def test_a_log_prob_does_not_depend_on_the_chunk(dtype):
     assert torch.equal(made.seq_logps, reference)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 def test_margin_at_step_zero_is_exactly_zero(dtype):
     """Policy and reference from the same hidden bits: their difference is 0.0, not about 0."""
     case = padded_case(8, 40, 33, 301, dtype=dtype)

@@ -145,7 +145,7 @@ def test_a_handful_of_launches_a_chunk(name, watch, monkeypatch):
     """What one more chunk launches: the products, the kernels, and small operations on vectors."""
     backend = backends.use(name, monkeypatch)
     if name == "triton-persistent":
-        monkeypatch.setattr("expo_kernels.kernels.triton.scoring.takes_descriptors", lambda *a: True)
+        monkeypatch.setattr("expo_kernels.kernels.triton.head.scoring.takes_descriptors", lambda *a: True)
     rows = budget(D, V, torch.bfloat16, ROOM)
     held = rows.chunk_rows // PAIR  # pairs of a chunk
     few, more = (launches(watch, step(chunks * held, backend, ROOM)) for chunks in (2, 4))

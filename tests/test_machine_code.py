@@ -243,7 +243,8 @@ def test_forward_only_is_the_same_program():
     code = (
         "import torch; from tools.machine_code.compiling import compiling_for; "
         "from tools.machine_code.launches import LLAMA, meta; "
-        "from expo_kernels.kernels.triton import merge, rows, tuning; "
+        "from expo_kernels.kernels.triton import tuning; "
+        "from expo_kernels.kernels.triton.head import merge, rows; "
         "card, like = tuning.CARDS['sm_90'], meta(512, 4096, dtype=torch.bfloat16); "
         "out = merge.new_results(like, False); "
         "e = meta(512, LLAMA.V, dtype=torch.bfloat16); "

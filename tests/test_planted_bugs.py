@@ -10,9 +10,12 @@ from support import Errors, fused, padded_case, rounding_floor, truth
 
 from expo_kernels.kernels.plain import rows
 from expo_kernels.kernels.plain.budget import SLICES
-from expo_kernels.kernels.triton import head, labels, merge, pairs, scale
 from expo_kernels.kernels.triton import ops as triton_ops
-from expo_kernels.kernels.triton import rows as rows_kernel
+from expo_kernels.kernels.triton.gradient import scale
+from expo_kernels.kernels.triton.head import fused as fused_kernel
+from expo_kernels.kernels.triton.head import labels, merge
+from expo_kernels.kernels.triton.head import rows as rows_kernel
+from expo_kernels.kernels.triton.sequences import pairs
 from expo_kernels.objectives import make_objective
 
 exponentials, log_prob, label_pull, take_label = rows.exponentials, rows.log_prob, rows.label_pull, rows.take_label
@@ -49,7 +52,7 @@ BUGS = {
 }
 
 
-slice_logits, logistic_pair = head._slice_logits, pairs.logistic_pair  # before a bug takes their place
+slice_logits, logistic_pair = fused_kernel._slice_logits, pairs.logistic_pair  # before a bug takes their place
 
 
 def capped_slope_left_out(z, softcap):
@@ -90,12 +93,12 @@ def labels_of_the_next_token(dw, db, y, h, label):
 
 TRITON_BUGS = {  # route, module, name, bug
     "t left out, rows": ("triton", rows_kernel, "slope", capped_slope_left_out),
-    "t left out, tiles": ("triton-fused", head, "slope", capped_slope_left_out),
+    "t left out, tiles": ("triton-fused", fused_kernel, "slope", capped_slope_left_out),
     "log S alone": ("triton", rows_kernel, "log_prob", log_total_alone),
     "S without E_y": ("triton-fused", merge, "log_prob", label_left_out),
     "s(d) for s(-d)": ("triton", pairs, "logistic_pair", swapped),
-    "no mask past V": ("triton-fused", head, "_slice_logits", unmasked_tail),
-    "label one column off": ("triton-fused", head, "_slice_logits", label_one_column_off),
+    "no mask past V": ("triton-fused", fused_kernel, "_slice_logits", unmasked_tail),
+    "label one column off": ("triton-fused", fused_kernel, "_slice_logits", label_one_column_off),
     "crowd's scale forgotten": ("triton", triton_ops, "finish_dh", crowd_forgotten),
     "label of another token": ("triton", triton_ops, "scatter_labels", labels_of_the_next_token),
 }

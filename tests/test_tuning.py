@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import measure
 from benchmarks.gpu import tune
-from expo_kernels.kernels.triton import product, tuning, tuning_table
-from expo_kernels.kernels.triton.tuning import CARDS, INTERPRETER
-from expo_kernels.kernels.triton.tuning_types import Tiles, Walk
+from expo_kernels.kernels.triton import product, tuning
+from expo_kernels.kernels.triton.tuning import CARDS, INTERPRETER, cards
+from expo_kernels.kernels.triton.tuning.types import Tiles, Walk
 from tools.tuning import __main__ as tuning_command
 from tools.tuning import candidates, checks, route, search, subjects, table
 from tools.tuning.search import Tried
@@ -28,9 +28,9 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_table_is_what_the_tool_writes():
     """To the letter, and as the formatter wants it."""
-    assert table.text(tuning_table.ROWS) == table.FILE.read_text()
+    assert table.text(cards.ROWS) == table.FILE.read_text()
     assert subprocess.run([sys.executable, "-m", "ruff", "format", "--check", "-q", str(table.FILE)]).returncode == 0
-    assert list(tuning.CARDS.values()) == list(tuning_table.ROWS)
+    assert list(tuning.CARDS.values()) == list(cards.ROWS)
 
 
 def test_writing_a_row_changes_that_row_alone(tmp_path):
@@ -43,7 +43,7 @@ def test_writing_a_row_changes_that_row_alone(tmp_path):
     assert (tmp_path / "a.py").read_text() == (tmp_path / "b.py").read_text()
     space: dict = {}
     exec((tmp_path / "a.py").read_text(), space)
-    assert space["ROWS"] == tuple(new if row.name == "sm_90" else row for row in tuning_table.ROWS)
+    assert space["ROWS"] == tuple(new if row.name == "sm_90" else row for row in cards.ROWS)
     assert subprocess.run([sys.executable, "-m", "ruff", "format", "--check", "-q", str(file)]).returncode == 0
     with pytest.raises(ValueError, match="want a row of sm_80"):
         table.write(new._replace(name="sm_70"), file)
@@ -216,7 +216,7 @@ def test_products_in_the_interpreter(capsys):
 def test_candidates_are_held_against_the_gates():
     """In a process of its own, since interpreted kernels are not compiled."""
     code = (
-        "from expo_kernels.kernels.triton.tuning import CARDS; from expo_kernels.kernels.triton.tuning_types import *; "
+        "from expo_kernels.kernels.triton.tuning import CARDS; from expo_kernels.kernels.triton.tuning.types import *; "
         "from tools.tuning import gates; card = CARDS['sm_80']; "
         "print(repr(gates.first_broken(card._replace(walk=Walk(2, 2048, 8)), 'walk', False))); "
         "print(gates.first_broken(card._replace(walk=Walk(4, 4096, 2)), 'walk', False))"
@@ -230,3 +230,17 @@ def test_candidates_are_held_against_the_gates():
 def test_every_kernel_is_a_part_of_gpu_tune():
     assert {*tune.KERNELS} == {*candidates.KERNELS}
     assert [*tune.ROUTES] == [tuning_command.PRODUCTS, tuning_command.ROUTE]
+
+
+def test_every_device_has_a_card():
+    assert tuning.nearest(8, 0) == "sm_80" and tuning.nearest(8, 9) == "sm_86" and tuning.nearest(9, 0) == "sm_90"
+    assert tuning.nearest(10, 0) == "sm_100" and tuning.nearest(10, 3) == "sm_100" and tuning.nearest(12, 0) == "sm_86"
+    for card in tuning.CARDS.values():
+        for tiles in (card.head, card.capped, card.small, card.persistent or card.head):
+            assert tiles.columns >= tuning.MIN_COLUMNS and tiles.columns % tiles.slices == 0
+    few = torch.zeros(4, 32, dtype=torch.bfloat16)
+    card = tuning.CARDS["sm_90"]
+    assert card.head_tiles(None, few) is card.head and card.head_tiles(30.0, few) is card.capped
+    assert card.head_tiles(None, few[:, :20].contiguous()) is card.small
+    assert card.head_tiles(None, few.float()) is card.small
+    assert tuning.card_for(torch.device("cpu")) is tuning.INTERPRETER

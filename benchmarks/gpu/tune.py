@@ -1,7 +1,7 @@
 """Item 5 of the list: tiles for this card, measured: python -m benchmarks.gpu.tune (make gpu-tune)
 
 Every kernel's candidates, a process each, then the route; every winner goes into the library's table at once
-(expo_kernels/kernels/triton/tuning_table.py). Then the tests and item 3 again, with the new row. `--only tune:` and
+(expo_kernels/kernels/triton/tuning/cards.py). Then the tests and item 3 again, with the new row. `--only tune:` and
 `--only head:` are the two halves, for who has a machine for minutes only. What is committed afterwards: the table, the
 results, and docs/kernels.md as `python -m tools.machine_code --write` then renews it.
 """

@@ -8,19 +8,19 @@ from __future__ import annotations
 import pytest
 import test_parity
 import torch
-from support import DTYPES, SEEDS, Errors, rounding_floor, run, truth, with_reference
+from support import DTYPE_IDS, DTYPES, SEEDS, Errors, rounding_floor, run, truth, with_reference
 
 from benchmarks.cases import head_case
 from expo_kernels import Execution, HeadOptions, sequence_logprob, token_stats
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.kernels.contract import Head
-from expo_kernels.kernels.triton import product, scoring, tuning
+from expo_kernels.kernels.triton import product, tuning
+from expo_kernels.kernels.triton.head import scoring
 from expo_kernels.kernels.triton.tuning import card_for
 from expo_kernels.layout import from_packed
 from expo_kernels.objectives import make_objective
 
 ROUTES = ["library", "fused"]
-IDS = {"ids": lambda d: str(d).removeprefix("torch.")}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def on_card(case, objective, card, workspace_bytes=1 << 20):
 
 
 @pytest.mark.parametrize("route", ROUTES, indirect=True)
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("dtype", DTYPES, **DTYPE_IDS)
 @pytest.mark.parametrize("case", test_parity.CASES, ids=lambda c: f"{type(c[1]).__name__}-{c[0]}")
 def test_loss_and_gradients(case, dtype, route, card):
     _, objective, layout = case
@@ -107,7 +107,7 @@ def close(found, exact, within):
 
 
 @pytest.mark.parametrize("route", ROUTES, indirect=True)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], **IDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], **DTYPE_IDS)
 def test_bits(dtype, route, card):
     """Reruns are identical; a log-prob does not depend on its neighbours, on the chunk or on the operation."""
     N, D, V = 1500, 1000, 32001
@@ -177,7 +177,7 @@ def test_no_synchronisation_and_a_graph(route, card):
     assert torch.equal(hidden.grad, want[1]) and torch.equal(weight.grad, want[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], **IDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], **DTYPE_IDS)
 def test_products(dtype, card):
     """The library's product into fp32, and in place; and ours, on every kind of operand the gradient has."""
     M, N, K = 700, 640, 1056

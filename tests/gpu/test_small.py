@@ -13,7 +13,8 @@ from benchmarks.cases import head_case
 from expo_kernels import Execution, HeadOptions, token_stats
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.kernels.contract import Head
-from expo_kernels.kernels.triton import head, product, scoring, tuning
+from expo_kernels.kernels.triton import product, tuning
+from expo_kernels.kernels.triton.head import fused, scoring
 from expo_kernels.kernels.triton.tuning import card_for
 from expo_kernels.layout import from_packed
 from expo_kernels.objectives import make_objective
@@ -85,9 +86,9 @@ def test_the_programs_of_one_tile_and_of_many(card):
     tiles = card_for(card).small
     n, high = tiles.rows + 1, tiles.columns + 1
     h, w, y = (x.to(card) for x in head_case(n, 40, high, dtype=torch.float32))
-    partials = head.new_partials(h, high, tiles, True)
+    partials = fused.new_partials(h, high, tiles, True)
     offset = torch.zeros(n, device=card)
-    head.head_tiles(h, y, Head(w, None, None, 1.0), offset, None, None, partials, tiles)
+    fused.head_tiles(h, y, Head(w, None, None, 1.0), offset, None, None, partials, tiles)
     total = (h.double() @ w.double().T).exp().sum(1)
     found = partials.rest.double().sum(1) + partials.label_exp.double()
     assert torch.allclose(found, total, rtol=1e-4)

@@ -10,19 +10,10 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Head
-from expo_kernels.kernels.triton import (
-    columns,
-    head,
-    head_persistent,
-    labels,
-    merge,
-    pairs,
-    product,
-    rows,
-    scale,
-    segments,
-    sparse,
-)
+from expo_kernels.kernels.triton import product
+from expo_kernels.kernels.triton.gradient import columns, scale, sparse
+from expo_kernels.kernels.triton.head import fused, fused_persistent, labels, merge, rows
+from expo_kernels.kernels.triton.sequences import pairs, segments
 from expo_kernels.kernels.triton.tuning import Card
 from expo_kernels.types import PairForm
 
@@ -95,16 +86,16 @@ def _heads(card: Card) -> Iterator[Launch]:
 def _head(card: Card, case: _Case, store: bool, stats: bool, redo: bool) -> None:
     h, model, flagged = meta(case.n, case.D, dtype=case.dtype), case.head(), meta(case.n, dtype=torch.int8)
     tiles = card.head_tiles(model.softcap, h, model.w)
-    out = head.new_partials(h, case.V, tiles, stats)
-    head.head_tiles(h, _labels(case), model, meta(case.n), flagged if redo else None, _e(case, store), out, tiles)
+    out = fused.new_partials(h, case.V, tiles, stats)
+    fused.head_tiles(h, _labels(case), model, meta(case.n), flagged if redo else None, _e(case, store), out, tiles)
 
 
 def _persistent(card: Card, case: _Case, store: bool, stats: bool) -> None:
     assert card.persistent is not None, "asked for only where the card has it"
     h, model = meta(case.n, case.D, dtype=case.dtype), case.head()
-    out = head.new_partials(h, case.V, card.persistent, stats)
+    out = fused.new_partials(h, case.V, card.persistent, stats)
     e = _e(case, store)
-    head_persistent.head_tiles_persistent(h, _labels(case), model, meta(case.n), e, out, card.persistent)
+    fused_persistent.head_tiles_persistent(h, _labels(case), model, meta(case.n), e, out, card.persistent)
 
 
 def _labels(case: _Case) -> Tensor:
@@ -173,7 +164,7 @@ def _small(card: Card) -> Iterator[Launch]:
     h, w, y = meta(n, D, dtype=torch.bfloat16), meta(V, D, dtype=torch.bfloat16), meta(n, dtype=torch.int64)
     numbers, model = meta(n), Head(w, None, None, 1.0)
     for stats in (False, True):
-        partials = head.new_partials(h, V, card.head, stats)
+        partials = fused.new_partials(h, V, card.head, stats)
         out = merge.new_results(h, stats)
         call = partial(merge.merge, partials, numbers, numbers, meta(n, dtype=torch.int8), None, out, redo=stats)
         yield Launch("statistics" if stats else "", call)

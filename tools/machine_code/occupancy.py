@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
 QUARTERS, UNIT = 4, 8  # register files of a multiprocessor; registers a thread that are handed out at once
 RESERVED = 1024  # bytes of shared memory that a program takes beside its own

@@ -1,6 +1,6 @@
 """Which tiles a card's kernels run fastest with, measured on that card, and the table that the library reads them from.
 
-    python -m tools.tuning --write                    every kernel, then the route; expo_kernels/.../tuning_table.py
+    python -m tools.tuning --write                    every kernel, then the route; expo_kernels/.../tuning/cards.py
     python -m tools.tuning --kernels walk head        what it would write, for some of them
 
 A candidate is compiled and held against the gates of tools/machine_code, then checked on the device (float64, its

@@ -17,7 +17,7 @@ import triton
 from benchmarks import measure
 from benchmarks.records import append
 from expo_kernels.kernels.triton import tuning
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton.tuning.types import Card
 from tools.tuning import candidates, route, search, table
 
 ROUTE, PRODUCTS = "route", "products"  # after the kernels

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from expo_kernels.kernels.triton.tuning import INTERPRETER, MIN_COLUMNS
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
 Candidate: TypeAlias = "Tiles | Walk"
 KERNELS = ("head", "capped", "persistent", "product", "product_persistent", "small", "walk")  # the fields of a Card

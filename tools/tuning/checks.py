@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks.cases import head_case
 from expo_kernels.kernels.contract import Head
 from expo_kernels.kernels.triton import product
-from expo_kernels.kernels.triton.merge import RowResults
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton.head.merge import RowResults
+from expo_kernels.kernels.triton.tuning.types import Card
 from tools.tuning.subjects import PRODUCTS, Inputs, Size, new_e, score, size_of
 
 ROWS, COLUMNS = 300, 2064

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton.tuning.types import Card
 from tools.machine_code import launches
 from tools.machine_code.compiling import compiling_for
 from tools.machine_code.gates import _broken

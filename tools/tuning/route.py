@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import measure
-from expo_kernels.kernels.triton import product, scoring
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton import product
+from expo_kernels.kernels.triton.head import scoring
+from expo_kernels.kernels.triton.tuning.types import Card
 from tools.tuning import checks, subjects
 from tools.tuning.subjects import GEMMA, LLAMA, QWEN, TINY, Step, workspace
 

@@ -9,7 +9,7 @@ import torch
 import triton
 
 from benchmarks import measure
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton.tuning.types import Card
 from tools.tuning import candidates, checks, gates, subjects
 from tools.tuning.candidates import Candidate, named, with_candidate
 

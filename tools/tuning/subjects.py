@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.contract import Head
-from expo_kernels.kernels.triton import merge, product, rows, scoring
+from expo_kernels.kernels.triton import product
 from expo_kernels.kernels.triton.budget import padded
-from expo_kernels.kernels.triton.merge import RowResults
-from expo_kernels.kernels.triton.tuning_types import Card
+from expo_kernels.kernels.triton.head import merge, rows, scoring
+from expo_kernels.kernels.triton.head.merge import RowResults
+from expo_kernels.kernels.triton.tuning.types import Card
 
 WORKSPACE, LITTLE = 1 << 30, 1 << 17  # bytes; in the interpreter blocks of few rows
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from expo_kernels.kernels.triton import tuning_table
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning import cards
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
-FILE = Path(tuning_table.__file__)
+FILE = Path(cards.__file__)
 HEADER = '''\
-"""The rows of tuning.py, one an architecture; written by `python -m tools.tuning --write` (tools/tuning/table.py).
+"""A row an architecture; written by `python -m tools.tuning --write` (tools/tuning/table.py).
 
 `measured` names what was timed and where. What it does not name are shapes that compile without spills and fit the
 card's shared memory (docs/kernels.md), never timed; so is the route (`fused`): False is the library's product.
@@ -19,7 +19,7 @@ card's shared memory (docs/kernels.md), never timed; so is the route (`fused`): 
 
 from __future__ import annotations
 
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
 ROWS = (
 '''
@@ -31,10 +31,10 @@ def text(rows: Iterable[Card]) -> str:
 
 def write(row: Card, file: Path = FILE) -> None:
     """Puts the row in the place of the one of its name; the others stay to the letter."""
-    names = [known.name for known in tuning_table.ROWS]
+    names = [known.name for known in cards.ROWS]
     if row.name not in names:
         raise ValueError(f"table: want a row of {', '.join(names)}, got {row.name!r}")
-    rows = [row if known.name == row.name else known for known in tuning_table.ROWS]
+    rows = [row if known.name == row.name else known for known in cards.ROWS]
     beside = file.with_suffix(".new")
     beside.write_text(text(rows))
     os.replace(beside, file)

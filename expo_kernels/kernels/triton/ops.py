@@ -15,15 +15,15 @@ from expo_kernels.kernels.sparse.crowd import Rows
 from expo_kernels.kernels.sparse.crowd import crowd as sparse_crowd
 from expo_kernels.kernels.sparse.rules import rule_of
 from expo_kernels.kernels.triton.budget import budget
-from expo_kernels.kernels.triton.columns import add_columns
-from expo_kernels.kernels.triton.labels import scatter_labels
-from expo_kernels.kernels.triton.pairs import new_pair_results
-from expo_kernels.kernels.triton.pairs import pair_terms as pair_kernel
+from expo_kernels.kernels.triton.gradient.columns import add_columns
+from expo_kernels.kernels.triton.gradient.scale import finish_dh, fp16_lift, scaled_rows
+from expo_kernels.kernels.triton.gradient.sparse import Kernels
+from expo_kernels.kernels.triton.head.labels import scatter_labels
+from expo_kernels.kernels.triton.head.scoring import score_rows
 from expo_kernels.kernels.triton.product import product
-from expo_kernels.kernels.triton.scale import finish_dh, fp16_lift, scaled_rows
-from expo_kernels.kernels.triton.scoring import score_rows
-from expo_kernels.kernels.triton.segments import segment_sum as segment_kernel
-from expo_kernels.kernels.triton.sparse import Kernels
+from expo_kernels.kernels.triton.sequences.pairs import new_pair_results
+from expo_kernels.kernels.triton.sequences.pairs import pair_terms as pair_kernel
+from expo_kernels.kernels.triton.sequences.segments import segment_sum as segment_kernel
 from expo_kernels.types import PairForm
 
 

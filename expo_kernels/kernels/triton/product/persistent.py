@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from expo_kernels.kernels.triton.descriptors import aligned, multiprocessors
 from expo_kernels.kernels.triton.device import dot, slices_of, tile_at
-from expo_kernels.kernels.triton.tuning_types import Tiles
+from expo_kernels.kernels.triton.tuning.types import Tiles
 
 
 def takes_descriptors(a: Tensor, b: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """One table of tile shapes an architecture. Nothing is tuned at run time, so all ranks run the same kernels.
 
-The rows stand in tuning_table.py, which `python -m benchmarks.gpu.tune` writes on a card; what they hold is explained
-in tuning_types.py. A row says itself what of it was measured.
+The rows stand in cards.py, which `python -m benchmarks.gpu.tune` writes on a card; what they hold is explained
+in types.py. A row says itself what of it was measured.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import warnings
 
 import torch
 
-from expo_kernels.kernels.triton.tuning_table import ROWS
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning.cards import ROWS
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
 MIN_COLUMNS = 128  # no tile of the head is narrower; the account of the workspace counts on it
 CARDS = {row.name: row for row in ROWS}
@@ -39,7 +39,7 @@ def _say(own: str, taken: str) -> None:
     """Once a process."""
     warnings.warn(
         f"expo_kernels: no tiles are known for {own}, those of {taken} are taken "
-        "(expo_kernels/kernels/triton/tuning.py)", stacklevel=2,
+        "(expo_kernels/kernels/triton/tuning/cards.py)", stacklevel=2,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The rows of tuning.py, one an architecture; written by `python -m tools.tuning --write` (tools/tuning/table.py).
+"""A row an architecture; written by `python -m tools.tuning --write` (tools/tuning/table.py).
 
 `measured` names what was timed and where. What it does not name are shapes that compile without spills and fit the
 card's shared memory (docs/kernels.md), never timed; so is the route (`fused`): False is the library's product.
@@ -6,7 +6,7 @@ card's shared memory (docs/kernels.md), never timed; so is the route (`fused`): 
 
 from __future__ import annotations
 
-from expo_kernels.kernels.triton.tuning_types import Card, Tiles, Walk
+from expo_kernels.kernels.triton.tuning.types import Card, Tiles, Walk
 
 ROWS = (
     Card(

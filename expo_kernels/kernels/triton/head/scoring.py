@@ -3,8 +3,8 @@
     library   the library's product into the logits of a few rows, then the row kernels: exact, portable
     fused     the product with the exponential epilogue, which never writes a logit; flagged rows are redone
 
-Which one a card takes stands in tuning.py. It never depends on the number of rows, and forward only takes the same
-one, so a log-prob has the same bits however it is asked for. fp16 and float64 always take the library's.
+Which one a card takes stands in tuning/cards.py. It never depends on the number of rows, and forward only takes the
+same one, so a log-prob has the same bits however it is asked for. fp16 and float64 always take the library's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from expo_kernels.kernels.contract import Head, accumulator
 from expo_kernels.kernels.triton.budget import budget, padded
-from expo_kernels.kernels.triton.head import head_tiles, new_partials
-from expo_kernels.kernels.triton.head_persistent import head_tiles_persistent, takes_descriptors
-from expo_kernels.kernels.triton.labels import label_logits
-from expo_kernels.kernels.triton.merge import RowResults, merge, new_results
+from expo_kernels.kernels.triton.head.fused import head_tiles, new_partials
+from expo_kernels.kernels.triton.head.fused_persistent import head_tiles_persistent, takes_descriptors
+from expo_kernels.kernels.triton.head.labels import label_logits
+from expo_kernels.kernels.triton.head.merge import RowResults, merge, new_results
+from expo_kernels.kernels.triton.head.rows import score_logits
 from expo_kernels.kernels.triton.product import product
-from expo_kernels.kernels.triton.rows import score_logits
 from expo_kernels.kernels.triton.tuning import Card, card_for
 
 

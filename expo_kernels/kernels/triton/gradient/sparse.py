@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from expo_kernels.kernels.contract import accumulator
 from expo_kernels.kernels.triton.device import dot, tile_at
 from expo_kernels.kernels.triton.tuning import card_for
-from expo_kernels.kernels.triton.tuning_types import Tiles
+from expo_kernels.kernels.triton.tuning.types import Tiles
 
 ROWS, COLUMNS = 32, 128  # of the column sums
 GROUP_ROWS, GROUP_COLUMNS = 32, 64  # of the group sums

@@ -1,4 +1,4 @@
-"""What a row of tuning.py is made of: tiles, a walk, and which of them a matrix gets."""
+"""What a row of cards.py is made of: tiles, a walk, and which of them a matrix gets."""
 
 from __future__ import annotations
 

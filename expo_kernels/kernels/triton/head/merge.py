@@ -2,7 +2,7 @@
 
 The offset m was the label's logit as labels.py computed it, so E_y is about 1 and S, the sum of all E, is about
 1 / p_y: at least 1, and e^40 at an nll of 40. A row with S outside [e^-40, e^40], or not a number, is flagged and its
-offset set to its true maximum; head.py then computes that row again, and this kernel runs once more, for the
+offset set to its true maximum; fused.py then computes that row again, and this kernel runs once more, for the
 flagged rows alone. Partial sums are added tile by tile in a fixed order, so a row's bits are its own.
 
 n rows, J tiles.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from expo_kernels.kernels.custom_ops import new_stats
 from expo_kernels.kernels.triton.device import log1p, log_prob, slope
-from expo_kernels.kernels.triton.head import Partials
+from expo_kernels.kernels.triton.head.fused import Partials
 
 ROWS, COLUMNS = 16, 128
 SMALLEST, LARGEST = tl.constexpr(math.exp(-40.0)), tl.constexpr(math.exp(40.0))

@@ -1,4 +1,4 @@
-"""head.py's tiles by tensor descriptors on a persistent grid, for Hopper and newer: the same epilogue, the same sums.
+"""fused.py's tiles by tensor descriptors on a persistent grid, for Hopper and newer: the same epilogue, the same sums.
 
 One program a multiprocessor walks the tiles, row blocks fastest, so that the chunk's h stays in cache while w streams
 past once; descriptors move whole tiles asynchronously, and zeros stand in for what lies past the end.
@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from expo_kernels.kernels.contract import Head
 from expo_kernels.kernels.triton.descriptors import aligned, multiprocessors
 from expo_kernels.kernels.triton.device import dot, tile_at
-from expo_kernels.kernels.triton.head import Partials, epilogue, start
+from expo_kernels.kernels.triton.head.fused import Partials, epilogue, start
 from expo_kernels.kernels.triton.tuning import Tiles
 
 

@@ -3,7 +3,7 @@ table says that ours is faster.
 
 The library has it on NVIDIA cards (torch's out_dtype), and in every dtype into itself. Ours walks the inner dimension
 in one go, so nothing is split and the bits are the same on every run: by tensor descriptors on a persistent grid where
-card and operands have them (product_persistent.py), else a tile a program.
+card and operands have them (persistent.py), else a tile a program.
 
 a [M, K] and b [K, N] with any strides; out [M, N] with contiguous rows.
 """
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from expo_kernels.kernels.triton.device import dot, tile_at
-from expo_kernels.kernels.triton.product_persistent import product_persistent, takes_descriptors
+from expo_kernels.kernels.triton.product.persistent import product_persistent, takes_descriptors
 from expo_kernels.kernels.triton.tuning import Card, Tiles, card_for
 
 NEWER_THAN_2_9 = tuple(int(part) for part in torch.__version__.split(".")[:2]) > (2, 9)

@@ -28,7 +28,7 @@ from torch import Tensor
 from expo_kernels.kernels.contract import Head
 from expo_kernels.kernels.triton.budget import padded
 from expo_kernels.kernels.triton.device import capped, log_prob, slope
-from expo_kernels.kernels.triton.merge import RowResults
+from expo_kernels.kernels.triton.head.merge import RowResults
 from expo_kernels.kernels.triton.tuning import Card, Walk
 
 FAR = tl.constexpr(40.0)  # nats

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from expo_kernels.kernels.triton.device import is_finite, log1p
-from expo_kernels.kernels.triton.segments import TOKENS, segment_total
+from expo_kernels.kernels.triton.sequences.segments import TOKENS, segment_total
 from expo_kernels.types import PairForm
 
 NAMES = ("expo_reg", "expo_comp")

@@ -1,6 +1,6 @@
 """The label's column, apart from all others: its logit before the product, its entry of the gradient after it.
 
-`label_logits` is a gather and a dot a row; head.py takes it for the offset, never for the log-prob. `scatter_labels`
+`label_logits` is a gather and a dot a row; fused.py takes it for the offset, never for the log-prob. `scatter_labels`
 adds the label's entry of dw and db: tokens of one label are added one after the other, in order, by one program, so
 there are no atomics and the bits are the same on every run.
 
