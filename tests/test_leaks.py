@@ -17,6 +17,7 @@ from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.kernels.native import csrc
 from expo_kernels.layout import from_padded
 from expo_kernels.objectives import make_objective
+from train.held import allocated
 
 STEPS = 200
 SMALLEST = 32  # bytes: malloc's smallest block
@@ -24,31 +25,18 @@ SMALLEST = 32  # bytes: malloc's smallest block
 libc = ctypes.CDLL(None)
 
 
-class Account(ctypes.Structure):
-    """mallinfo2, all arenas together."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        )
-    )  # fmt: skip
-
-
-glibc = pytest.mark.skipif(not hasattr(libc, "mallinfo2"), reason="mallinfo2 is glibc's, from 2.33 on")
+glibc = pytest.mark.skipif(allocated() is None, reason="malloc is not glibc's, of 2.33 or newer")
 
 
 def kept_a_step(step: Callable[[], object]) -> float:
     """Bytes, the least of three stretches: a leak is in each of them, while the allocator's own caches fill once."""
-    libc.mallinfo2.restype = Account
     libc.malloc.restype = ctypes.c_void_p
     held = []
     for _ in range(4):
         for _ in range(STEPS):
             step()
         gc.collect()
-        now = libc.mallinfo2()
-        held.append(now.uordblks + now.hblkhd)
+        held.append(allocated())
     return min((after - before) / STEPS for before, after in itertools.pairwise(held))
 
 

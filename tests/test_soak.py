@@ -46,9 +46,26 @@ def test_what_is_lost_or_differs_is_told(tmp_path):
         soak.logged(written(tmp_path / "torn", [(10, 1.0), (10, 1.2)]))
 
 
+@pytest.mark.parametrize(
+    ("leak", "told"), [(0, []), (48, ["allocated_mib"]), (3000, ["allocated_mib", "resident_mib"])]
+)
+def test_memory_that_grows_is_told(leak, told, tmp_path, capsys):
+    """On the second of two ranks, under what evaluation takes every other time."""
+    rows = [
+        {"step": n, "resident_mib": [400.0, 390 + (n % 100) + leak * n / 2**20],
+         "allocated_mib": [180.0, 170 + (n % 100) + leak * n / 2**20]}
+        for n in range(50, 1001, 50)
+    ]  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = soak._memory(tmp_path, soak._arguments(["--logged", "100"]))
+    assert [line.split()[2] for line in found] == told and all(line.startswith("rank 1: ") for line in found)
+    assert capsys.readouterr().out.count(f"slope {leak:+.1f} bytes a step") == (4 if not leak else 2)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_short_soak(tmp_path, capfd):
     assert soak.main(["--steps", "80", "--every", "20", "--kills", "2", "--out", str(tmp_path)]) == 0
     printed = capfd.readouterr().out
+    assert printed.count("allocated_mib") == 2 and printed.count("resident_mib") == 2
     assert printed.count("killed a rank near step") == 2 and "nothing was lost in 2 kills" in printed

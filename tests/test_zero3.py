@@ -13,6 +13,7 @@ from train_runs import (
     logs,
     losses,
     run_cases,
+    saves,
     weights,
     write_anchors,
     write_lists,
@@ -163,11 +164,17 @@ def test_training_has_moved_the_weights(made, name):
 
 @pytest.mark.parametrize("name", named(name for name in CASES if CASES[name]["objective"] not in DATA))
 def test_evaluation_counts_every_example_once(made, name):
-    rows = [json.loads(line) for line in (made / f"{name}-2" / "log.jsonl").read_text().splitlines()]
-    other = [json.loads(line) for line in (made / f"{name}-1" / "log.jsonl").read_text().splitlines()]
-    got, want = ({k: v for k, v in lines[-1].items() if k.startswith("eval_")} for lines in (rows, other))
+    got, want = ({k: v for k, v in logs(made / f"{name}-{ranks}")[-1].items() if k[:5] == "eval_"} for ranks in (2, 1))
     for key in ("eval_loss", "eval_logps/chosen", "eval_rewards/chosen", "eval_rewards/margins", "eval_num_tokens"):
         assert got[key] == pytest.approx(want[key], rel=2e-5, abs=1e-6), key
+
+
+def test_what_each_rank_holds_is_logged_with_every_save(made):
+    rows = saves(made / "whole")
+    assert [row["step"] for row in rows] == [3, 6] and all(len(row["resident_mib"]) == 2 for row in rows)
+    for row in rows:
+        assert all(50 < own < 5000 for own in row["resident_mib"])
+        assert all(own < whole for own, whole in zip(row.get("allocated_mib", []), row["resident_mib"], strict=False))
 
 
 def test_epochs_are_different_orders(made):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -129,6 +130,15 @@ def weights(folder: Path, name: str = "model.safetensors") -> dict[str, Tensor]:
 
 
 def logs(folder: Path) -> list[dict[str, float]]:
+    """Of steps and evaluations."""
+    return [row for row in _rows(folder) if "resident_mib" not in row]
+
+
+def saves(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in _rows(folder) if "resident_mib" in row]
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 

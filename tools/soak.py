@@ -5,7 +5,7 @@ python -m tools.soak [--steps 1000] [--every 50] [--logged 10] [--kills 10] [--s
 Both runs evaluate and save; a kill is SIGKILL to one rank, at a moment drawn by the seed, every third one in the middle
 of a save. Exit code 0 only where the killed run lost nothing (its newest checkpoint was always whole and where it went
 on, every logged loss and evaluation is the undisturbed run's), both end with the same bytes of weights, and the ranks'
-memory does not grow.
+memory does not grow: what malloc has handed out, and what is resident.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -27,7 +28,8 @@ from tools.slope import Slope, floor_slope
 from train import checkpoints, demo
 
 SETTLED = 200  # steps after which memory has to stand still
-KEPT = 1024  # bytes a step that may stay: the lines of its log, which the Trainer keeps, and space between blocks
+KEPT = {"allocated_mib": 32, "resident_mib": 1024}  # bytes a step: malloc's smallest block; and space between blocks
+LINE = 800  # bytes of a line of its log, which the Trainer keeps
 SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
@@ -37,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     demo.write_files(out)
-    slopes = undisturbed(_command(out, "whole", args), out / "whole", args)
-    problems = _memory(slopes)
+    for _ in _running(_command(out, "whole", args), out / "whole"):
+        pass
+    problems = _memory(out / "whole", args)
     if args.kills:
         disturbed(_command(out, "killed", args), out / "killed", args)
         problems += compare(out / "whole", out / "killed", args.steps)
@@ -52,25 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # the two runs
-
-
-def undisturbed(command: list[str], output: Path, args: argparse.Namespace) -> dict[int, Slope]:
-    """-> of each rank's memory, bytes a step, after it has settled: of the least that it holds in each cycle of saves
-    and evaluations, since what these take comes and goes."""
-    samples: dict[int, list[tuple[int, int]]] = {}
-    for launcher in _running(command, output):
-        now = step(output)
-        for process in ranks(launcher):
-            samples.setdefault(process.pid, []).append((now, _anonymous(process)))
-    first, cycle = min(SETTLED, args.steps // 5), 2 * args.every
-    late = [[(s, b) for s, b in rank if first <= s < args.steps and b] for rank in samples.values()]
-    seen = [rank for rank in late if rank]  # a process that was there for a moment only is none
-    if len(seen) != args.ranks:
-        raise RuntimeError(
-            f"tools.soak: want {args.ranks} ranks seen between steps {first} and {args.steps}, got {len(seen)}"
-        )
-    width = min(cycle, (args.steps - first) / SHORTEST)
-    return {i: floor_slope(rank, width) for i, rank in enumerate(seen)}
 
 
 def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> None:
@@ -153,10 +137,10 @@ def step(output: Path) -> int:
     return max(lines) if lines else 0
 
 
-def logged(output: Path, mark: str = "loss") -> dict[int, dict[str, float]]:
+def logged(output: Path, mark: str = "loss") -> dict[int, dict[str, Any]]:
     """Step -> its line of the log that has the mark; steps made again after a kill must say the same."""
     path = output / "log.jsonl"
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         row = json.loads(line)
         if mark in row:
@@ -182,24 +166,25 @@ def compare(whole: Path, killed: Path, steps: int) -> list[str]:
     return problems
 
 
-def _memory(slopes: dict[int, Slope]) -> list[str]:
-    """Prints a line a rank; -> those that grow."""
+def _memory(whole: Path, args: argparse.Namespace) -> list[str]:
+    """Prints a line for each account of each rank; -> those that grow."""
     problems = []
-    for rank, slope in slopes.items():
-        said = f"rank {rank}: memory {slope.mean / 2**20:.1f} MiB, slope {slope.value:+.1f} bytes a step, "
-        print(said + f"95 % interval {slope.low:+.1f} to {slope.high:+.1f}", flush=True)
-        if slope.low > KEPT:
-            problems.append(f"rank {rank}: memory grows by at least {slope.low:.1f} bytes a step")
+    for account, most in KEPT.items():
+        for rank, slope in enumerate(slopes(whole, account, args)):
+            said = f"rank {rank}: {account} {slope.mean / 2**20:.1f}, slope {slope.value:+.1f} bytes a step, "
+            print(said + f"95 % interval {slope.low:+.1f} to {slope.high:+.1f}", flush=True)
+            if slope.low > most + LINE / args.logged:
+                problems.append(f"rank {rank}: {account} grows by at least {slope.low:.1f} bytes a step")
     return problems
 
 
-def _anonymous(process: psutil.Process) -> int:
-    """Bytes of its own: files that are mapped, such as the data's, are not counted."""
-    try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
+def slopes(whole: Path, account: str, args: argparse.Namespace) -> list[Slope]:
+    """Bytes a step of each rank, after it has settled: of the least after the saves of each cycle of saves and
+    evaluations, as the trainer's log has it."""
+    first, cycle = min(SETTLED, args.steps // 5), 2 * args.every
+    late = [(n, row[account]) for n, row in logged(whole, account).items() if n >= first]
+    width = min(cycle, (args.steps - first) / SHORTEST)
+    return [floor_slope([(n, held[rank] * 2**20) for n, held in late], width) for rank in range(args.ranks)]
 
 
 def _saves(output: Path) -> bool:
@@ -235,6 +220,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "want --steps a multiple of --every, and twice that of --logged, which is at least 1; "
             f"got {args.steps}, {args.every} and {args.logged}"
         )
+    if args.steps < 4 * args.every:
+        parser.error(f"--steps: want at least four times --every for a slope of memory, got {args.steps}")
     if not 0 <= args.kills <= args.steps - args.every // 2:
         parser.error(f"--kills: want from 0 to {args.steps - args.every // 2}, got {args.kills}")
     return args

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import itertools
 import os
 import socket
@@ -51,15 +49,6 @@ def _start_deepspeed(backend: str, timeout: int) -> None:
     # an operation for ranks on one CPU machine, compiled at start with ninja; gloo does without
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout), verbose=False)
-
-
-def give_back() -> None:
-    """What was freed goes back to the system. Saves free blocks of many sizes, and glibc, which keeps them, would break
-    its heap up a little more with each (docs/log.md)."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
 
 
 def device(use_cpu: bool) -> torch.device:

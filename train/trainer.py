@@ -30,7 +30,8 @@ from expo_kernels.types import Divisors, Execution, LossOutput
 from train import checkpoints
 from train.attention import Packing, check_packing
 from train.batches import Collator, Corpus, MicroBatch
-from train.launch import barrier, give_back, rank, world
+from train.held import give_back
+from train.launch import barrier, rank, world
 from train.loaders import Feed, evaluation_feed, training_feed
 from train.metrics import Meter
 from train.reference import score

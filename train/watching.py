@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from train.held import held
 from train.launch import rank
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "tokens_per_second": "tokens/s", "eval_loss": "eval loss",
@@ -56,7 +57,7 @@ class Progress(TrainerCallback):
 
 
 class JsonLines(TrainerCallback):
-    """output_dir/log.jsonl: a line a log, appended; a run that goes on appends to its own."""
+    """output_dir/log.jsonl: a line a log, and one a save, appended; a run that goes on appends to its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,6 +65,14 @@ class JsonLines(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        if rank() == 0 and logs:
+        if logs:
+            self._write({"step": state.global_step, **logs})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The moment to look for a leak: what a save took has just been given back."""
+        self._write({"step": state.global_step, **held(args.device)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if rank() == 0:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps(line) + "\n")
