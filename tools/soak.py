@@ -31,6 +31,8 @@ SETTLED = 200  # steps after which memory has to stand still
 KEPT = {"allocated_mib": 32, "resident_mib": 1024}  # bytes a step: malloc's smallest block; and space between blocks
 LINE = 800  # bytes of a line of its log, which the Trainer keeps
 SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
+# Arrow takes from malloc what its own pool would keep in huge pages, which the system joins now and then (docs/log.md)
+ARROW = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
 
@@ -96,8 +98,9 @@ def _kill(launcher: psutil.Popen, chance: random.Random, output: Path, saving: b
 
 def _running(command: list[str], output: Path) -> Iterator[psutil.Popen]:
     """The launcher again and again while it runs; all its processes are ended with us, whatever happens."""
+    env = {**demo.environment(), **ARROW}
     with (output.parent / f"{output.name}.txt").open("a") as file:
-        launcher = psutil.Popen(command, cwd=demo.ROOT, env=demo.environment(), stdout=file, stderr=subprocess.STDOUT)
+        launcher = psutil.Popen(command, cwd=demo.ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
         seen, since = -1, time.monotonic()
         try:
             while launcher.poll() is None:
