@@ -19,7 +19,7 @@ from expo_kernels.layout import from_padded
 from expo_kernels.objectives import make_objective
 from train.held import allocated
 
-STEPS = 200
+STEPS = 100
 SMALLEST = 32  # bytes: malloc's smallest block
 
 libc = ctypes.CDLL(None)

@@ -171,10 +171,10 @@ def test_evaluation_counts_every_example_once(made, name):
 
 def test_what_each_rank_holds_is_logged_with_every_save(made):
     rows = saves(made / "whole")
-    assert [row["step"] for row in rows] == [3, 6] and all(len(row["resident_mib"]) == 2 for row in rows)
+    assert [row.pop("step") for row in rows] == [3, 6]
     for row in rows:
-        assert all(50 < own < 5000 for own in row["resident_mib"])
-        assert all(own < whole for own, whole in zip(row.get("allocated_mib", []), row["resident_mib"], strict=False))
+        assert row.keys() in ({"resident_mib"}, {"resident_mib", "allocated_mib"})
+        assert all(len(ranks) == 2 and min(ranks) > 50 for ranks in row.values()) and max(row["resident_mib"]) < 5000
 
 
 def test_epochs_are_different_orders(made):

@@ -44,8 +44,9 @@ def allocated() -> int | None:
 
 
 def held(device: torch.device) -> dict[str, list[float]]:
-    """What each rank holds, in MiB, for all to know: of the host's memory (files that it maps left out), what of that
-    malloc has handed out, and the peak of its card's. Every rank calls it at the same time."""
+    """What each rank holds, in MiB, for all to know: of the host's memory (files that it maps left out), what malloc
+    has handed out, touched or not (DeepSpeed's buckets are not, beyond their use), and the peak of its card's. Every
+    rank calls it at the same time."""
     info = psutil.Process().memory_info()
     own = {"resident_mib": info.rss - getattr(info, "shared", 0)}
     if (bytes_out := allocated()) is not None:
