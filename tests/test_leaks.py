@@ -80,4 +80,4 @@ def test_scoring_keeps_nothing():
 @glibc
 @pytest.mark.skipif(bool(csrc.problem()), reason=csrc.problem() or "-")
 def test_no_call_of_the_library_keeps_anything():
-    assert kept_a_step(csrc.level) < SMALLEST / 2
+    assert kept_a_step(csrc.ops().level) < SMALLEST / 2

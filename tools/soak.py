@@ -31,7 +31,7 @@ SETTLED = 200  # steps after which memory has to stand still
 KEPT = {"allocated_mib": 32, "resident_mib": 1024}  # bytes a step: malloc's smallest block; and space between blocks
 LINE = 800  # bytes of a line of its log, which the Trainer keeps
 SHORTEST = 5  # cycles of saves and evaluations that a slope wants after that
-# Arrow takes from malloc what its own pool would keep in huge pages, which the system joins now and then (docs/log.md)
+# Arrow takes from malloc what its own pool would hold in pages of 2 MiB, a step in what is resident each (docs/log.md)
 ARROW = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
 STUCK, ENDED = 300.0, 60.0  # seconds: without a step; for a launcher to end after one of its ranks was killed
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-# the two runs
+# the runs
 
 
 def disturbed(command: list[str], output: Path, args: argparse.Namespace) -> None:

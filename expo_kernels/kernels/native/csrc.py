@@ -40,6 +40,7 @@ def ops() -> Any:
     return torch.ops.expo_kernels_native
 
 
+@functools.cache
 def level() -> str:
-    """The vector instructions that the operations use."""
+    """The vector instructions that the operations use; asked for once, not at every step."""
     return LEVELS[ops().level()]
