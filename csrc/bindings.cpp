@@ -6,10 +6,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "cpu/level.h"
+#include "cpu/product.h"
 #include "cpu/rows.h"
 
 namespace {
@@ -163,10 +165,51 @@ void segment_sum(Tensor values, Tensor offsets, Tensor sums) {
                               [&](int64_t begin, int64_t end) { expo::segment_sum(from, at, to, begin, end); });
 }
 
+// x [.., ..] as a factor whose sums run along its dimension `dim`.
+expo::Factor factor(const char* op, const char* name, const Tensor& x, int64_t dim) {
+  const int64_t other = 1 - dim;
+  const bool along = x.stride(dim) == 1 || x.size(dim) < 2;
+  STD_TORCH_CHECK(x.is_cpu() && (along || x.stride(other) == 1 || x.size(other) < 2), op, ": want ", name,
+                  " on the CPU, with rows or columns of one piece, got ", shown(x));
+  return {x.data_ptr(), x.stride(along ? other : dim), along};
+}
+
+// room: bytes for packed numbers, as far as a strip's worth of them can do with so few.
+void product(Tensor a, Tensor b, Tensor out, bool adds, int64_t room) {
+  constexpr const char* op = "product";
+  STD_TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), op, ": want a [M, K] and b [K, N], got ",
+                  shown(a), " and ", shown(b));
+  const bool narrow = a.scalar_type() == ScalarType::BFloat16;
+  STD_TORCH_CHECK(a.scalar_type() == b.scalar_type() && (narrow || a.scalar_type() == ScalarType::Float), op,
+                  ": want a and b both in float32 or both in bfloat16");
+  STD_TORCH_CHECK(expo::level() >= (narrow ? expo::Level::avx512_bf16 : expo::Level::avx512), op,
+                  ": want vector instructions that this processor has not");
+  const int64_t M = a.size(0), N = b.size(1), K = a.size(1);
+  const expo::Product all{factor(op, "a", a, 1), factor(op, "b", b, 0),
+                          narrow ? expo::Number::bfloat16 : expo::Number::float32,
+                          floats(op, "out", out, M, N), out.stride(0), adds, M, N, K};
+  if (M == 0 || N == 0) return;
+  const expo::Plan plan(all, torch::stable::get_num_threads(), room);
+  const auto packed = std::make_unique_for_overwrite<expo::Line[]>(plan.lines());
+  for (int64_t row = 0; row < M; row += plan.height)
+    for (int64_t k = 0; k == 0 || k < K; k += expo::kDepth) {
+      const expo::Block block = plan.block(row, k);
+      torch::stable::parallel_for(0, plan.groups(block), 1, [&](int64_t begin, int64_t end) {
+        pack_strips(all, block, begin, end, plan.strips(packed.get()));
+      });
+      torch::stable::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task)
+          multiply(all, block, plan.share(block, task), plan.strips(packed.get()), plan.panel(packed.get(), task));
+      });
+    }
+}
+
 void prefer_huge_pages(Tensor x) {
   STD_TORCH_CHECK(x.is_cpu() && x.is_contiguous(), "prefer_huge_pages: want x contiguous on the CPU, got ", shown(x));
   expo::prefer_huge_pages(x.data_ptr(), x.numel() * static_cast<int64_t>(x.element_size()));
 }
+
+bool library_lags() { return expo::library_lags(); }
 
 // A number and no name: torch's stable ABI, up to 2.13 at least, leaks every string that an operation takes or returns.
 int64_t level() { return static_cast<int64_t>(expo::level()); }
@@ -184,8 +227,10 @@ STABLE_TORCH_LIBRARY(expo_kernels_native, m) {
   m.def("gather_columns(Tensor from, Tensor columns, Tensor(a!) to) -> ()");
   m.def("gather_rows(Tensor from, Tensor index, Tensor? factor, Tensor(a!) to) -> ()");
   m.def("segment_sum(Tensor values, Tensor offsets, Tensor(a!) sums) -> ()");
+  m.def("product(Tensor a, Tensor b, Tensor(a!) out, bool adds, int room) -> ()");
   m.def("prefer_huge_pages(Tensor(a!) x) -> ()");
   m.def("level() -> int");
+  m.def("library_lags() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CPU, m) {
@@ -197,7 +242,11 @@ STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CPU, m) {
   m.impl("gather_columns", TORCH_BOX(&gather_columns));
   m.impl("gather_rows", TORCH_BOX(&gather_rows));
   m.impl("segment_sum", TORCH_BOX(&segment_sum));
+  m.impl("product", TORCH_BOX(&product));
   m.impl("prefer_huge_pages", TORCH_BOX(&prefer_huge_pages));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CompositeExplicitAutograd, m) { m.impl("level", TORCH_BOX(&level)); }
+STABLE_TORCH_LIBRARY_IMPL(expo_kernels_native, CompositeExplicitAutograd, m) {
+  m.impl("level", TORCH_BOX(&level));
+  m.impl("library_lags", TORCH_BOX(&library_lags));
+}

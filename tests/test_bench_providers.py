@@ -145,6 +145,7 @@ def test_ours_are_held_to_the_strict_rule():
         "triton",
         "native",
         "native-bf16",
+        "native-fp32",
     }
     for name, provider in PROVIDERS.items():
         if name == "triton":

@@ -15,10 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from expo_kernels import Execution, token_logprob
 from expo_kernels.fused_expo_loss import expo_loss
-from expo_kernels.kernels.native import csrc, operands
-from expo_kernels.layout import from_packed
+from expo_kernels.kernels.native import csrc
 
 ROOT = Path(__file__).parent.parent
 NAN, INF = math.nan, math.inf
@@ -301,7 +299,7 @@ AT_A_LEVEL = """
 import torch
 from expo_kernels import Execution, token_logprob
 from expo_kernels.fused_expo_loss import expo_loss
-from expo_kernels.kernels.native import csrc, operands
+from expo_kernels.kernels.native import csrc, products
 from expo_kernels.layout import from_packed
 from expo_kernels.fused_expo_loss import expo_loss
 torch.manual_seed(0)
@@ -335,24 +333,6 @@ def test_every_level_that_this_processor_has(tmp_path):
 
 
 @built
-def test_products_are_in_fp32_unless_bf16_is_asked_for(monkeypatch):
-    h, w, y = torch.randn(40, 64).bfloat16(), torch.randn(300, 64).bfloat16(), torch.randint(300, (40,))
-    batch = from_packed(y, torch.tensor([0, 40]), roles=1)
-    exact = torch.log_softmax(h.double() @ w.double().T, -1).gather(1, y[:, None])[:, 0]
-
-    def error():
-        return off_by(token_logprob(h, w, batch, execution=Execution(backend="native")), exact)
-
-    wide = error()
-    monkeypatch.setenv(operands.VARIABLE, "bf16")
-    narrow = error()
-    assert wide < 1e-6 and 1e-4 < narrow < 1e-2, "the logits are rounded to bf16"
-    monkeypatch.setenv(operands.VARIABLE, "fp8")
-    with pytest.raises(ValueError, match="EXPO_KERNELS_NATIVE_PRODUCTS: want fp32 or bf16, got 'fp8'"):
-        error()
-
-
-@built
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_thread_counts_agree_to_rounding(dtype):
     made, threads = [], torch.get_num_threads()
@@ -377,7 +357,10 @@ def test_thread_counts_agree_to_rounding(dtype):
 def test_an_unknown_level_is_an_error_that_says_what_there_is():
     env = {**os.environ, "EXPO_KERNELS_SIMD": "mmx"}
     done = subprocess.run([sys.executable, "-m", "expo_kernels"], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and "EXPO_KERNELS_SIMD: want portable, avx2 or avx512, up to the" in done.stdout
+    assert (
+        done.returncode == 1
+        and "EXPO_KERNELS_SIMD: want portable, avx2, avx512 or avx512_bf16, up to the" in done.stdout
+    )
 
 
 def test_without_them_plain_serves(tmp_path):

@@ -98,7 +98,7 @@ CASES = [
     ("singles", small.Listwise(), SINGLES["singles"]),
 ]
 
-EVERY = {"native-bf16": 3, "triton": 4, "triton-fused": 6}
+EVERY = {"native-bf16": 3, "native-fp32": 3, "triton": 4, "triton-fused": 6}
 
 
 def everything():

@@ -13,7 +13,7 @@ from expo_kernels import Execution, HeadOptions
 from expo_kernels.fused_expo_loss import preference_loss
 from expo_kernels.layout import from_padded
 
-PRODUCTS = "EXPO_KERNELS_NATIVE_PRODUCTS"  # fp32, or bf16 of bf16 inputs
+PRODUCTS = "EXPO_KERNELS_NATIVE_PRODUCTS"
 
 
 def _on(backend: str) -> Loss:
@@ -44,17 +44,21 @@ def _missing(backend: str):
     return reason
 
 
-def _with_bf16_products(loss: Loss) -> Loss:
+def _native(products: str, note: str) -> Provider:
+    """With products that bf16 inputs alone have."""
+    loss, reason = _on("native"), _missing("native")
+
     def ours(case: Workload, workspace_bytes: int | None = None) -> Tensor:
-        with mock.patch.dict(os.environ, {PRODUCTS: "bf16"}):
+        with mock.patch.dict(os.environ, {PRODUCTS: products}):
             return loss(case, workspace_bytes)  # gradients too: backward hands them out
 
-    return ours
+    def missing(case: Workload) -> str | None:
+        if case.weight.dtype != torch.bfloat16:
+            return f"{products} products are for bf16 inputs"
+        with mock.patch.dict(os.environ, {PRODUCTS: products}):
+            return reason(case)
 
-
-def _bf16_missing(case: Workload) -> str | None:
-    wide = case.weight.dtype != torch.bfloat16
-    return "bf16 products are for bf16 inputs" if wide else _missing("native")(case)
+    return Provider(loss=ours, missing=missing, bounds=STRICT, ours=True, note=f"{PRODUCTS}={products}: {note}")
 
 
 def _triton_missing(case: Workload) -> str | None:
@@ -69,8 +73,6 @@ PROVIDERS = {
         bounds=STRICT._replace(dw=2.0),  # the one exception of docs/numerics.md (decision 0003)
     ),
     "native": Provider(loss=_on("native"), missing=_missing("native"), bounds=STRICT, ours=True),
-    "native-bf16": Provider(
-        loss=_with_bf16_products(_on("native")), missing=_bf16_missing, bounds=STRICT, ours=True,
-        note=f"{PRODUCTS}=bf16: logits rounded as naive's are",
-    ),
+    "native-bf16": _native("bf16", "logits rounded as naive's are"),
+    "native-fp32": _native("fp32", "operands in fp32"),
 }  # fmt: skip

@@ -15,7 +15,12 @@ from expo_kernels.kernels.native import csrc
 VARIABLE = "EXPO_KERNELS_BACKEND"
 NAMES = ("plain", "triton", "native")
 OLDEST_TRITON = (3, 5)
-INSTRUCTIONS = {"portable": "no vector instructions that they know", "avx2": "AVX2", "avx512": "AVX-512"}
+INSTRUCTIONS = {
+    "portable": "no vector instructions that they know",
+    "avx2": "AVX2",
+    "avx512": "AVX-512",
+    "avx512_bf16": "AVX-512 with bf16",
+}
 _LOADED: dict[str, Backend] = {"plain": plain.BACKEND}
 
 

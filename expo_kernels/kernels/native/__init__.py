@@ -1,7 +1,7 @@
 """The CPU backend: the row kernels of csrc/ around the products of plain.
 
 csrc.py      the compiled library, or why there is none       ops.py  the operations a compiler sees
-operands.py  what the products multiply: fp32, or bf16 where that is asked for
+products.py  what multiplies, and in which dtype: the library or csrc/cpu/product.cpp
 
 float64 goes through plain. fp16 exponentials are stored in fp32, which wants no scale of a row's own.
 """

@@ -11,7 +11,7 @@ import torch
 
 VARIABLE = "EXPO_KERNELS_CSRC"  # another build of them: a path
 FILE = Path(os.environ.get(VARIABLE) or Path(__file__).parent / "_csrc.abi3.so")
-LEVELS = ("portable", "avx2", "avx512")  # of vector instructions, in the order of csrc/cpu/level.h
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # of vector instructions, in the order of csrc/cpu/level.h
 OLDEST_TORCH = (2, 11)  # whose stable ABI csrc/ is compiled for, as in setup.py
 
 
@@ -44,3 +44,14 @@ def ops() -> Any:
 def level() -> str:
     """The vector instructions that the operations use; asked for once, not at every step."""
     return LEVELS[ops().level()]
+
+
+def multiplies_bf16() -> bool:
+    """Whether our product takes bf16 operands."""
+    return level() == "avx512_bf16"
+
+
+@functools.cache
+def library_lags() -> bool:
+    """Whether our fp32 product is faster than the library's: MKL uses AVX-512 on Intel's processors alone."""
+    return ops().library_lags()

@@ -10,7 +10,7 @@ from expo_kernels.kernels.contract import Stats
 from expo_kernels.kernels.custom_ops import register_shapes
 from expo_kernels.kernels.factors import Factors, factors
 from expo_kernels.kernels.native import csrc
-from expo_kernels.kernels.native.operands import operands_of
+from expo_kernels.kernels.native.products import products_of
 from expo_kernels.kernels.native.sparse import Kernels
 from expo_kernels.kernels.plain import ops as plain
 from expo_kernels.kernels.plain import products
@@ -30,14 +30,14 @@ def _score(
     workspace_bytes: int, stats: bool,
 ) -> tuple[Tensor, Tensor, Stats]:  # fmt: skip
     """-> inverse, pull, stats; fills stored [n, V] where given. The only place that makes logits."""
-    n, (V, D) = h.shape[0], w.shape
-    sizes, operands = budget(D, V, stored_dtype(h.dtype), workspace_bytes), operands_of(h.dtype)
+    n = h.shape[0]
+    by = _products(h.dtype, w, workspace_bytes)
     numbers = h.new_empty(4, n, dtype=torch.float32)  # logp, inverse, pull, entropy
     is_argmax = h.new_empty(n, dtype=torch.bool) if stats else None
     wide_bias = None if bias is None else bias.float().contiguous()
-    z = in_huge_pages(products.new_logits(h, V, sizes, operands))
-    for rows, h_block, k in products.row_blocks(h, sizes, operands):
-        for _ in products.logits(h_block, w, z[: h_block.shape[0]], sizes):
+    z = in_huge_pages(by.new_logits(h, w.shape[0]))
+    for rows, h_block, k in by.row_blocks(h):
+        for _ in by.logits(h_block, w, z[: h_block.shape[0]]):
             pass
         csrc.ops().score_rows(
             z[:k], y[rows].contiguous(), wide_bias, softcap or 0.0, scale, None if stored is None else stored[rows],
@@ -83,11 +83,10 @@ def backprop(
     two products for the stored part, the label's by rows."""
     if h.dtype == torch.float64:
         return plain.backprop(stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes)
-    sizes = budget(w.shape[1], w.shape[0], stored_dtype(h.dtype), workspace_bytes)
-    made = factors(inverse, pull, y, c, h, scale, rows)
+    by, made = _products(h.dtype, w, workspace_bytes), factors(inverse, pull, y, c, h, scale, rows)
     dh = made.new_dh(w.shape[1], need_h)
     own = dh if need_h else None
-    products.crowd(stored, made.crowd, made.h, w, dw, db, rows, own, sizes, operands_of(h.dtype))
+    products.crowd(by, stored, made.crowd, made.h, w, dw, db, rows, own)
     _finish(made, w, own, dw, db)
     return dh
 
@@ -103,16 +102,20 @@ def sparse_backprop(
         return plain.sparse_backprop(
             stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes, rule, amount, seed, first
         )  # fmt: skip
-    sizes = budget(w.shape[1], w.shape[0], stored_dtype(h.dtype), workspace_bytes)
-    made = factors(inverse, pull, y, c, h, scale, rows)
+    by, made = _products(h.dtype, w, workspace_bytes), factors(inverse, pull, y, c, h, scale, rows)
     dh = made.new_dh(w.shape[1], need_h)
     own = dh if need_h else None
-    exact = exact_path(stored, made, w, dw, db, rows, sizes, operands_of(h.dtype))
+    exact = exact_path(by, stored, made, w, dw, db, rows)
     kept = Rows.of(stored, inverse, made, rows)
-    parts, pieces = Kernels(sizes.chunk_tile), _in_one_piece(w)
+    parts, pieces = Kernels(by.sizes), _in_one_piece(w)
     totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, pieces, dw, db, own, first)
     _finish(made, w, own, dw, db)
     return dh, totals
+
+
+def _products(dtype: torch.dtype, w: Tensor, workspace_bytes: int) -> products.Library:
+    """For inputs of a dtype."""
+    return products_of(dtype, budget(w.shape[1], w.shape[0], stored_dtype(dtype), workspace_bytes))
 
 
 def _finish(made: Factors, w: Tensor, dh: Tensor | None, dw: Tensor | None, db: Tensor | None) -> None:

@@ -6,10 +6,22 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.native import csrc
+from expo_kernels.kernels.native.products import products_of
+from expo_kernels.kernels.plain.budget import Budget
 from expo_kernels.kernels.sparse.gathered import Gathered
 
 
 class Kernels(Gathered):
+    def __init__(self, sizes: Budget) -> None:
+        super().__init__(sizes.chunk_tile)
+        self.by = products_of(torch.float32, sizes)  # what is gathered is in fp32
+
+    def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        self.by.add(out, a, b)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.by.product(a, b)
+
     def column_sums(self, e: Tensor, f: Tensor, g: Tensor) -> Tensor:
         out = f.new_empty(3, e.shape[1])
         csrc.ops().column_sums(e, f, g, out)

@@ -31,6 +31,7 @@ class Budget(NamedTuple):
     chunk_rows: int  # R
     chunk_tile: int  # columns of the vocabulary in one product of backprop
     label_rows: int  # rows whose label entries are added at once in backprop
+    tile_bytes: int  # the share of a tile of w
 
 
 def padded(D: int) -> int:
@@ -55,7 +56,7 @@ def budget(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> Budget:
     tile = min(columns, max(TILE_BYTES // (width * wide), LANES), -(-V // SLICES))
     chunk_tile = max(1, min(columns, tile_share // (rows * wide), V))
     label_rows = max(1, min(LABEL_ROWS, tile_share // 2 // (D * (narrow + 2 * wide))))
-    return Budget(product_rows, logit_rows, tile, rows, chunk_tile, label_rows)
+    return Budget(product_rows, logit_rows, tile, rows, chunk_tile, label_rows, tile_share)
 
 
 def chunk_rows(D: int, V: int, dtype: torch.dtype, workspace_bytes: int) -> int:

@@ -36,14 +36,13 @@ def _blocks(
     workspace_bytes: int, *, gradient: bool, stats: bool,
 ) -> Iterator[_Block]:  # fmt: skip
     """h [n, D], y [n] in blocks of at most budget.logit_rows rows. The only place that makes logits."""
-    V, D = w.shape
-    sizes, dtype = budget(D, V, h.dtype, workspace_bytes), accumulator(h.dtype)
-    z = products.new_logits(h, V, sizes, dtype)
-    for rows, h_block, k in products.row_blocks(h, sizes, dtype):
+    by = _products(h.dtype, w, workspace_bytes)
+    z = by.new_logits(h, w.shape[0])
+    for rows, h_block, k in by.row_blocks(h):
         full = h_block.shape[0]
         finite = h_block[:k].isfinite().all(-1)
         hidden = z.new_zeros(full)
-        for columns, a in products.logits(h_block, w, z[:full], sizes):
+        for columns, a in by.logits(h_block, w, z[:full]):
             hidden += row_kernel.transform(a, None if bias is None else bias[columns], softcap, scale)
         y_block = torch.cat([y[rows], y.new_zeros(full - k)])
         sums = row_kernel.exponentials(z[:full], y_block, softcap, gradient=gradient, moment=stats)
@@ -104,12 +103,11 @@ def backprop(
 ) -> Tensor:  # fmt: skip
     """da = c (pull onehot(y) - inverse stored), row by row, and dh = scale da w, dw += scale da^T h, db += scale da:
     two products for the stored part, a gather and an ordered scatter for the label's."""
-    dtype, sizes = accumulator(h.dtype), budget(w.shape[1], w.shape[0], h.dtype, workspace_bytes)
-    made = factors(inverse, pull, y, c, h, scale, rows)
+    by, made = _products(h.dtype, w, workspace_bytes), factors(inverse, pull, y, c, h, scale, rows)
     dh = made.new_dh(w.shape[1], need_h)
     own = dh if need_h else None
-    products.crowd(stored, made.crowd, made.h, w, dw, db, rows, own, sizes, dtype)
-    _finish(made, w, own, dw, db, sizes.label_rows)
+    products.crowd(by, stored, made.crowd, made.h, w, dw, db, rows, own)
+    _finish(made, w, own, dw, db, by.sizes.label_rows)
     return dh
 
 
@@ -120,15 +118,14 @@ def sparse_backprop(
     rule: str, amount: float, seed: int, first: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """backprop with the products of the columns that a rule keeps alone; -> dh, and the totals of its report."""
-    dtype, sizes = accumulator(h.dtype), budget(w.shape[1], w.shape[0], h.dtype, workspace_bytes)
-    made = factors(inverse, pull, y, c, h, scale, rows)
+    by, made = _products(h.dtype, w, workspace_bytes), factors(inverse, pull, y, c, h, scale, rows)
     dh = made.new_dh(w.shape[1], need_h)
     own = dh if need_h else None
-    exact = exact_path(stored, made, w, dw, db, rows, sizes, dtype)
+    exact = exact_path(by, stored, made, w, dw, db, rows)
     kept = Rows.of(stored, inverse, made, rows)
-    parts = TorchParts(dtype, sizes.chunk_tile)
+    parts = TorchParts(by.operands, by.sizes.chunk_tile)
     totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, w, dw, db, own, first)
-    _finish(made, w, own, dw, db, sizes.label_rows)
+    _finish(made, w, own, dw, db, by.sizes.label_rows)
     return dh, totals
 
 
@@ -153,6 +150,11 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     if values.numel() == 0:
         return values.new_zeros(offsets.shape[0] - 1)
     return torch.segment_reduce(wide, "sum", offsets=offsets).to(values.dtype)
+
+
+def _products(dtype: torch.dtype, w: Tensor, workspace_bytes: int) -> products.Library:
+    """Of operands in the accumulator's dtype."""
+    return products.Library(accumulator(dtype), budget(w.shape[1], w.shape[0], dtype, workspace_bytes))
 
 
 def _keep(out: Stats, block: _Block, stats: bool) -> None:

@@ -1,7 +1,7 @@
 """The products, where nearly all of the time goes: h and w -> logits, and exponentials -> dh and dw (docs/math.md).
 
 Operands are in the accumulator's dtype, so bf16 and fp16 inputs are multiplied exactly and summed in fp32. The native
-backend multiplies by these as well, and bf16 operands if it is asked to.
+backend takes these with bf16 operands too if it is asked to, and products of its own (native/products.py).
 """
 
 from __future__ import annotations
@@ -23,19 +23,47 @@ class RowBlock(NamedTuple):
     real: int  # so many of them are not padding
 
 
-def row_blocks(h: Tensor, sizes: Budget, dtype: torch.dtype) -> Iterator[RowBlock]:
-    """h [n, D] in blocks of at most sizes.logit_rows rows."""
-    for i in range(0, h.shape[0], sizes.logit_rows):
-        block = widen(h[i : i + sizes.logit_rows], dtype)
-        k = block.shape[0]
-        missing = -k % sizes.product_rows
-        yield RowBlock(slice(i, i + k), pad(block, (0, 0, 0, missing)) if missing else block, k)
+class Library:
+    """torch's products."""
 
+    def __init__(self, operands: torch.dtype, sizes: Budget) -> None:
+        self.operands, self.sizes = operands, sizes
+        self.results = operands  # the dtype of logits
 
-def new_logits(h: Tensor, V: int, sizes: Budget, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, for any of the blocks."""
-    whole = -(-h.shape[0] // sizes.product_rows) * sizes.product_rows
-    return h.new_empty(min(sizes.logit_rows, whole), V, dtype=dtype)
+    def row_blocks(self, h: Tensor) -> Iterator[RowBlock]:
+        """h [n, D] in blocks of at most sizes.logit_rows rows."""
+        for i in range(0, h.shape[0], self.sizes.logit_rows):
+            block = widen(h[i : i + self.sizes.logit_rows], self.operands)
+            k = block.shape[0]
+            missing = -k % self.sizes.product_rows
+            yield RowBlock(slice(i, i + k), pad(block, (0, 0, 0, missing)) if missing else block, k)
+
+    def new_logits(self, h: Tensor, V: int) -> Tensor:
+        """Uninitialised, for any of the blocks."""
+        whole = -(-h.shape[0] // self.sizes.product_rows) * self.sizes.product_rows
+        return h.new_empty(min(self.sizes.logit_rows, whole), V, dtype=self.results)
+
+    def logits(self, h: Tensor, w: Tensor, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """h [n, D padded], w [V, D] -> z [n, V] = h w^T in place; yields columns with a tile of it, still in cache."""
+        for v in range(0, w.shape[0], self.sizes.tile):
+            columns = slice(v, v + self.sizes.tile)
+            w_tile, a = widen(w[columns], self.operands).T, z[:, columns]
+            rows = self.sizes.product_rows
+            if one_product_has_their_bits(h.shape[0], rows, *w_tile.shape, h.dtype, h.device, torch.get_num_threads()):
+                rows = h.shape[0]
+            for i in range(0, h.shape[0], rows):
+                torch.mm(h[i : i + rows], w_tile, out=a[i : i + rows])
+            yield columns, a
+
+    def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """out += a b. Operands of another dtype round the product to it before it is added."""
+        if out.dtype == a.dtype:
+            out.addmm_(a, b)
+        else:
+            out.add_(a @ b)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
 
 
 def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -43,19 +71,6 @@ def widen(x: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     extra = padded(x.shape[1]) - x.shape[1]
     return pad(x, (0, extra)) if extra else x
-
-
-def logits(h: Tensor, w: Tensor, z: Tensor, sizes: Budget) -> Iterator[tuple[slice, Tensor]]:
-    """h [n, D padded], w [V, D] -> z [n, V] = h w^T in place; yields each tile's columns with it, still in cache."""
-    for v in range(0, w.shape[0], sizes.tile):
-        columns = slice(v, v + sizes.tile)
-        w_tile, a = widen(w[columns], z.dtype).T, z[:, columns]
-        rows = sizes.product_rows
-        if one_product_has_their_bits(h.shape[0], rows, *w_tile.shape, h.dtype, h.device, torch.get_num_threads()):
-            rows = h.shape[0]
-        for i in range(0, h.shape[0], rows):
-            torch.mm(h[i : i + rows], w_tile, out=a[i : i + rows])
-        yield columns, a
 
 
 @functools.cache
@@ -73,28 +88,20 @@ def one_product_has_their_bits(
 
 
 def crowd(
-    stored: Tensor, factor: Tensor, h: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None,
-    dh: Tensor | None, sizes: Budget, operands: torch.dtype,
+    by: Library, stored: Tensor, factor: Tensor, h: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | None,
+    rows: Tensor | None, dh: Tensor | None,
 ) -> None:  # fmt: skip
     """With e = stored [n, V] (its `rows` where given): dh [n, D] += e w, without the factor [n] of each row;
-    dw += e^T (factor h), db += e^T factor. All in place, in the factor's dtype, which is the accumulator's; operands
-    of another dtype round each tile's product to it before it is added."""
+    dw += e^T (factor h), db += e^T factor. All in place, in the factor's dtype, which is the accumulator's."""
     dtype = factor.dtype
-    scaled_h = (h.to(dtype) * factor[:, None]).to(operands) if dw is not None else factor
-    for v in range(0, w.shape[0], sizes.chunk_tile):
-        columns = slice(v, v + sizes.chunk_tile)
+    scaled_h = (h.to(dtype) * factor[:, None]).to(by.operands) if dw is not None else factor
+    for v in range(0, w.shape[0], by.sizes.chunk_tile):
+        columns = slice(v, v + by.sizes.chunk_tile)
         e = stored[:, columns]
-        e = (e if rows is None else e[rows]).to(operands)
+        e = (e if rows is None else e[rows]).to(by.operands)
         if dh is not None:
-            _add_product(dh, e, w[columns].to(operands))
+            by.add(dh, e, w[columns].to(by.operands))
         if dw is not None:
-            _add_product(dw[columns], e.T, scaled_h)
+            by.add(dw[columns], e.T, scaled_h)
         if db is not None:
             db[columns].addmv_(e.to(dtype).T, factor)
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if out.dtype == a.dtype:
-        out.addmm_(a, b)
-    else:
-        out.add_(a @ b)

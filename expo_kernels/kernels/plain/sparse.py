@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.factors import Factors
-from expo_kernels.kernels.plain import products
-from expo_kernels.kernels.plain.budget import Budget
+from expo_kernels.kernels.plain.products import Library, crowd
 from expo_kernels.kernels.sparse.crowd import Exact
 from expo_kernels.kernels.sparse.gathered import Gathered
 
@@ -41,16 +40,15 @@ class TorchParts(Gathered):
 
 
 def exact_path(
-    stored: Tensor, made: Factors, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None,
-    sizes: Budget, operands: torch.dtype,
-) -> Exact:  # fmt: skip
+    by: Library, stored: Tensor, made: Factors, w: Tensor, dw: Tensor | None, db: Tensor | None, rows: Tensor | None
+) -> Exact:
     """products.crowd for some of the n rows, or for all as if there were no rule."""
 
     def run(at: Tensor | None, dh: Tensor | None) -> None:
         if at is None:
-            products.crowd(stored, made.crowd, made.h, w, dw, db, rows, dh, sizes, operands)
+            crowd(by, stored, made.crowd, made.h, w, dw, db, rows, dh)
         else:
             which = at if rows is None else rows[at]
-            products.crowd(stored, made.crowd[at], made.h[at], w, dw, db, which, dh, sizes, operands)
+            crowd(by, stored, made.crowd[at], made.h[at], w, dw, db, which, dh)
 
     return run

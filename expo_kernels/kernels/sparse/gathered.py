@@ -26,6 +26,13 @@ class Gathered:
         """out[index] += factor rows; no index comes twice."""
         raise NotImplementedError
 
+    def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """out += a b, all in the accumulator's dtype."""
+        out.addmm_(a, b)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
+
     def add_products(
         self, e: Tensor, columns: Tensor, weight: Tensor | None, w: Tensor, scaled_h: Tensor, dh: Tensor | None,
         dw: Tensor | None, db: Tensor | None, factor: Tensor,
@@ -36,9 +43,9 @@ class Gathered:
             own = None if weight is None else weight[i : i + step]
             kept = self.gather_columns(e, some)
             if dh is not None:
-                dh.addmm_(kept, self.gather_rows(w, some, own))
+                self.add(dh, kept, self.gather_rows(w, some, own))
             if dw is not None:
-                self.add_rows(dw, some, kept.T @ scaled_h, own)
+                self.add_rows(dw, some, self.product(kept.T, scaled_h), own)
             if db is not None:
                 sums = kept.T @ factor
                 db.index_add_(0, some, sums if own is None else sums * own)
