@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import functools
 import gc
@@ -27,6 +28,7 @@ from expo_kernels.fused_expo_loss import expo_loss
 ROOT = Path(__file__).parent.parent
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 CACHE = 256 << 20  # bytes; more than the L2 of any card
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 DONE = "peak bytes:"  # what a child puts before each of its figures
 
 
@@ -56,12 +58,25 @@ def samples(
 
 def warm(step: Callable[[], object], seconds: float) -> None:
     """At least one call."""
+    keep_memory()
     end = time.perf_counter() + seconds
     step()
     _synchronize()
     while time.perf_counter() < end:
         step()
         _synchronize()
+
+
+@functools.cache
+def keep_memory() -> None:
+    """What a step frees stays with this process from now on, as it does under jemalloc or tcmalloc. glibc gives large
+    blocks back, and a step would pay for what ran before it: the first touch of a page is the system's work, and its
+    host's too where a virtual machine hands freed pages back (docs/log.md). Naive code, which takes the most memory,
+    gains the most."""
+    if not (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # not glibc
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def taken_turns(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

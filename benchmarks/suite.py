@@ -35,6 +35,7 @@ SAME = ("torch.compile-scored", "liger-scaled-ce")
 MANY = tuple(name for name in PROVIDERS if name not in (*SLOW, *SAME))
 OURS = tuple(name for name in PROVIDERS if PROVIDERS[name].ours)
 FEW = ("naive", "torch.compile", *OURS)
+PEERS = ("torch-linear-ce", "trl", "liger-preference")
 MASKED = (*FEW, "torch.compile-scored", "trl", "liger-preference")
 
 
@@ -78,7 +79,7 @@ def parts(folder: Path, *, quick: bool) -> Iterator[Part]:
 def _whole(folder: Path, speed: Speed) -> Iterator[Part]:
     yield _head(folder, speed, "fp32", "step", 1.5, MANY)
     fast = speed.tokens("bf16", "step", 2.0) > LEAST
-    yield _head(folder, speed, "bf16", "step", 2.0, (*FEW, "trl") if fast else ("naive", *OURS))
+    yield _head(folder, speed, "bf16", "step", 2.0, (*FEW, *PEERS) if fast else ("naive", *OURS))
     scaling = ("--dtype", "fp32", "--rounds", 3, "--providers")
     yield _part(folder, "scaling in N, T", "bench_scaling", 120.0, "--axes", "tokens", "length", *scaling, *FEW)
     # fewer tokens: naive code keeps several times N V numbers
@@ -93,7 +94,10 @@ def _whole(folder: Path, speed: Speed) -> Iterator[Part]:
         yield _head(folder, speed, dtype, mode, 0.7, FEW)
     yield _part(folder, "error", "accuracy", 90.0)
     yield _part(folder, "packing", "bench_packing", 90.0, "--rounds", 2)
-    yield _head(folder, speed, "fp32", "step", 0.7, FEW, shape=LARGER, name="larger")
+    if fast:
+        yield _head(folder, speed, "bf16", "step", 0.3, MASKED, "--masked", 0.5, name="half masked")
+    dtype, within = ("bf16", 3.0) if fast else ("fp32", 0.7)
+    yield _head(folder, speed, dtype, "step", within, FEW, shape=LARGER, name="larger")
     yield _head(folder, speed, "fp32", "step", 0.2, ("naive", *OURS, *SLOW, *SAME), name="others, fewer tokens")
 
 

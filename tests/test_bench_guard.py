@@ -128,7 +128,7 @@ def test_a_failed_command_costs_its_ratios_only(tmp_path, monkeypatch, capsys):
 BACKEND = resolve("auto", torch.device("cpu")).backend.name
 RATIOS = [
     ("ours", "naive", 0.0, 1.6),
-    ("ours", "products", 0.8, 2.5),
+    ("ours", "products", 0.3, 2.5),  # the library's; our own fp32 product takes half of its time on some processors
     ("ours, masked", "ours", 0.3, 0.75),  # half the tokens
     ("ours, half", "ours", 0.3, 0.75),  # linear in N
     ("ours, long", "ours", 0.6, 1.5),  # flat in T

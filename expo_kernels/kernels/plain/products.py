@@ -17,6 +17,9 @@ from torch.nn.functional import pad
 from expo_kernels.kernels.plain.budget import Budget, padded
 
 
+VIEWS = 8  # tiles of a bf16 w at once: they are views, and nobody reads their logits before the last is there
+
+
 class RowBlock(NamedTuple):
     rows: slice
     h: Tensor  # [full, D padded] in the operands' dtype: whole products, the last one's padding zero
@@ -45,8 +48,10 @@ class Library:
 
     def logits(self, h: Tensor, w: Tensor, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """h [n, D padded], w [V, D] -> z [n, V] = h w^T in place; yields columns with a tile of it, still in cache."""
-        for v in range(0, w.shape[0], self.sizes.tile):
-            columns = slice(v, v + self.sizes.tile)
+        copied = w.dtype != torch.bfloat16 or self.operands != w.dtype or padded(w.shape[1]) != w.shape[1]
+        tile = self.sizes.tile if copied else VIEWS * self.sizes.tile
+        for v in range(0, w.shape[0], tile):
+            columns = slice(v, v + tile)
             w_tile, a = widen(w[columns], self.operands).T, z[:, columns]
             rows = self.sizes.product_rows
             if one_product_has_their_bits(h.shape[0], rows, *w_tile.shape, h.dtype, h.device, torch.get_num_threads()):
@@ -95,8 +100,11 @@ def crowd(
     dw += e^T (factor h), db += e^T factor. All in place, in the factor's dtype, which is the accumulator's."""
     dtype = factor.dtype
     scaled_h = (h.to(dtype) * factor[:, None]).to(by.operands) if dw is not None else factor
-    for v in range(0, w.shape[0], by.sizes.chunk_tile):
-        columns = slice(v, v + by.sizes.chunk_tile)
+    tile = by.sizes.chunk_tile
+    if rows is None and db is None and stored.dtype == w.dtype == by.operands:  # a tile is a view
+        tile = max(tile, by.sizes.tile_bytes // (w.shape[1] * by.operands.itemsize))
+    for v in range(0, w.shape[0], tile):
+        columns = slice(v, v + tile)
         e = stored[:, columns]
         e = (e if rows is None else e[rows]).to(by.operands)
         if dh is not None:
