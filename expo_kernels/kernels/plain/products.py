@@ -16,7 +16,6 @@ from torch.nn.functional import pad
 
 from expo_kernels.kernels.plain.budget import Budget, padded
 
-
 VIEWS = 8  # tiles of a bf16 w at once: they are views, and nobody reads their logits before the last is there
 
 
