@@ -137,7 +137,9 @@ void gather_columns(Tensor from, Tensor columns, Tensor to) {
   STD_TORCH_CHECK(from.dim() == 2 && columns.dim() == 1, op, ": want from [n, V] and columns [k]");
   const int64_t n = from.size(0), k = columns.size(0);
   const expo::Gathering all{matrix(op, "from", from, n, from.size(1), false),
-                            places(op, "columns", columns, k, from.size(1)), floats(op, "to", to, n, k), to.stride(0), k};
+                            places(op, "columns", columns, k, from.size(1)), matrix(op, "to", to, n, k, false), k};
+  STD_TORCH_CHECK(all.to.number == expo::Number::float32 || all.to.number == all.from.number, op,
+                  ": want `to` in float32, or as `from` is");
   torch::stable::parallel_for(0, n, kRowsOfAThread, [&](int64_t begin, int64_t end) { gather_columns(all, begin, end); });
 }
 
@@ -147,7 +149,7 @@ void gather_rows(Tensor from, Tensor index, std::optional<Tensor> factor, Tensor
   const int64_t k = index.size(0), D = from.size(1);
   const expo::RowGathering all{matrix(op, "from", from, -1, D, true), places(op, "index", index, k, from.size(0)),
                                factor ? vector_of<const float>(op, "factor", *factor, ScalarType::Float, k) : nullptr,
-                               floats(op, "to", to, k, D), to.stride(0), D};
+                               matrix(op, "to", to, k, D, false), D};
   expo::level();
   torch::stable::parallel_for(0, k, kRowsOfAThread, [&](int64_t begin, int64_t end) { gather_rows(all, begin, end); });
 }

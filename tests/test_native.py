@@ -214,6 +214,9 @@ def test_what_a_sparse_gradient_asks_of_columns(dtype, V):
     to = torch.empty(n, len(columns))
     csrc.ops().gather_columns(e, columns, to)
     assert torch.equal(to, e[:, columns].float())
+    as_is = torch.empty(n, len(columns), dtype=dtype)
+    csrc.ops().gather_columns(e, columns, as_is)
+    assert torch.equal(as_is, e[:, columns])
 
 
 @built
@@ -226,6 +229,9 @@ def test_rows_are_gathered(dtype, D):
     assert torch.equal(to, w[index].float() * factor[:, None])
     csrc.ops().gather_rows(w, index, None, to)
     assert torch.equal(to, w[index].float())
+    narrow = torch.empty(4, D, dtype=torch.bfloat16)
+    csrc.ops().gather_rows(w, index, factor, narrow)
+    assert torch.equal(narrow, (w[index].float() * factor[:, None]).bfloat16())
 
 
 WRONG = {

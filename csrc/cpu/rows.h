@@ -87,8 +87,7 @@ void group_sums(const Grouping& all, int64_t begin, int64_t end);  // of the n r
 struct Gathering {
   Matrix from;             // [n, V], float32 or bfloat16
   const int64_t* columns;  // [k]
-  float* to;               // [n, k]
-  int64_t stride;
+  Matrix to;               // [n, k], float32, or as from is
   int64_t k;
 };
 
@@ -98,8 +97,7 @@ struct RowGathering {
   Matrix from;           // [V, D]
   const int64_t* index;  // [k]
   const float* factor;   // [k] or null: 1
-  float* to;             // [k, D]
-  int64_t stride;
+  Matrix to;             // [k, D], float32 or bfloat16
   int64_t D;
 };
 

@@ -97,7 +97,7 @@ def sparse_backprop(
     dw: Tensor | None, db: Tensor | None, rows: Tensor | None, need_h: bool, workspace_bytes: int,
     rule: str, amount: float, seed: int, first: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """backprop with the products of the columns that a rule keeps alone, in fp32; -> dh, and its report's totals."""
+    """backprop with the products of the columns that a rule keeps alone; -> dh, and its report's totals."""
     if h.dtype == torch.float64:
         return plain.sparse_backprop(
             stored, inverse, pull, y, c, h, w, scale, dw, db, rows, need_h, workspace_bytes, rule, amount, seed, first
@@ -107,7 +107,7 @@ def sparse_backprop(
     own = dh if need_h else None
     exact = exact_path(by, stored, made, w, dw, db, rows)
     kept = Rows.of(stored, inverse, made, rows)
-    parts, pieces = Kernels(by.sizes), _in_one_piece(w)
+    parts, pieces = Kernels(by), _in_one_piece(w)
     totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, pieces, dw, db, own, first)
     _finish(made, w, own, dw, db)
     return dh, totals

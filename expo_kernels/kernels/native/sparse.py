@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from expo_kernels.kernels.native import csrc
-from expo_kernels.kernels.native.products import products_of
-from expo_kernels.kernels.plain.budget import Budget
+from expo_kernels.kernels.native.products import Own, products_of
+from expo_kernels.kernels.plain.products import Library
 from expo_kernels.kernels.sparse.gathered import Gathered
 
 
 class Kernels(Gathered):
-    def __init__(self, sizes: Budget) -> None:
-        super().__init__(sizes.chunk_tile)
-        self.by = products_of(torch.float32, sizes)  # what is gathered is in fp32
+    def __init__(self, by: Library) -> None:
+        """by: what the exact path multiplies by. Its operands serve here too where its sums are in fp32: what weighs a
+        column is 1 or a power of two, which bf16 loses nothing by."""
+        super().__init__(by.sizes.chunk_tile)
+        self.by = by if isinstance(by, Own) else products_of(torch.float32, by.sizes)
+
+    def operand(self, x: Tensor) -> Tensor:
+        return x.to(self.by.operands)
 
     def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         self.by.add(out, a, b)
@@ -33,12 +38,12 @@ class Kernels(Gathered):
         return out
 
     def gather_columns(self, e: Tensor, columns: Tensor) -> Tensor:
-        out = e.new_empty(e.shape[0], columns.shape[0], dtype=torch.float32)
+        out = e.new_empty(e.shape[0], columns.shape[0], dtype=self.by.operands)
         csrc.ops().gather_columns(e, columns, out)
         return out
 
     def gather_rows(self, w: Tensor, rows: Tensor, factor: Tensor | None) -> Tensor:
-        out = w.new_empty(rows.shape[0], w.shape[1], dtype=torch.float32)
+        out = w.new_empty(rows.shape[0], w.shape[1], dtype=self.by.operands)
         csrc.ops().gather_rows(w, rows, factor, out)
         return out
 

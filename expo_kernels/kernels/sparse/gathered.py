@@ -15,19 +15,23 @@ class Gathered:
         self.tile = tile
 
     def gather_columns(self, e: Tensor, columns: Tensor) -> Tensor:
-        """-> [n, k] in the accumulator's dtype."""
+        """-> [n, k], as it is multiplied."""
         raise NotImplementedError
 
     def gather_rows(self, w: Tensor, rows: Tensor, factor: Tensor | None) -> Tensor:
-        """-> [k, D] in the accumulator's dtype, each row times its factor."""
+        """-> [k, D], each row times its factor, as it is multiplied."""
         raise NotImplementedError
 
     def add_rows(self, out: Tensor, index: Tensor, rows: Tensor, factor: Tensor | None) -> None:
         """out[index] += factor rows; no index comes twice."""
         raise NotImplementedError
 
+    def operand(self, x: Tensor) -> Tensor:
+        """x [n, D], of the accumulator's dtype, as it is multiplied."""
+        return x
+
     def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        """out += a b, all in the accumulator's dtype."""
+        """out += a b, out in the accumulator's dtype."""
         out.addmm_(a, b)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -37,6 +41,7 @@ class Gathered:
         self, e: Tensor, columns: Tensor, weight: Tensor | None, w: Tensor, scaled_h: Tensor, dh: Tensor | None,
         dw: Tensor | None, db: Tensor | None, factor: Tensor,
     ) -> None:  # fmt: skip
+        operand = self.operand(scaled_h)
         step = max(1, min(self.tile, TILE_BYTES // (scaled_h.shape[1] * scaled_h.element_size())))
         for i in range(0, columns.shape[0], step):
             some = columns[i : i + step]
@@ -45,7 +50,7 @@ class Gathered:
             if dh is not None:
                 self.add(dh, kept, self.gather_rows(w, some, own))
             if dw is not None:
-                self.add_rows(dw, some, self.product(kept.T, scaled_h), own)
+                self.add_rows(dw, some, self.product(kept.T, operand), own)
             if db is not None:
-                sums = kept.T @ factor
+                sums = kept.to(factor.dtype).T @ factor
                 db.index_add_(0, some, sums if own is None else sums * own)
