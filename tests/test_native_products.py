@@ -131,6 +131,39 @@ def test_instructions_that_are_not_there_are_an_error():
     assert done.returncode == 1 and "want vector instructions that this processor has not" in done.stderr
 
 
+NO_ROOM = """
+import resource
+import torch
+from expo_kernels.kernels.native import csrc
+
+def product(rows, size):
+    a, b, out = torch.ones(rows, size), torch.ones(size, rows), torch.empty(rows, rows)
+    return lambda: bool(csrc.ops().product(a, b, out, False, 1 << 24) is None and (out == size).all())
+
+small, large = product(6, 8), product(1100, 2048)
+assert small() and large()
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+limit = (int(status["VmSize"].split()[0]) << 10) + (1 << 20)  # what is packed takes 8 MB
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    large()
+except MemoryError:
+    print("refused")
+assert small()
+print("goes on")
+"""
+
+
+@built
+@pytest.mark.skipif(csrc.LEVELS.index("avx512") > LEVEL, reason="this processor has no avx512")
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer ends it where new fails")
+def test_an_allocation_that_fails_is_an_error_and_the_process_goes_on():
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run([sys.executable, "-c", NO_ROOM], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["refused", "goes on"]
+
+
 def a_head() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> h [40, 64], w [300, 64] in bf16, labels, and the exact log-probs."""
     h, w, y = torch.randn(40, 64).bfloat16(), torch.randn(300, 64).bfloat16(), torch.randint(300, (40,))
