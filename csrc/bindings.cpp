@@ -176,7 +176,7 @@ expo::Factor factor(const char* op, const char* name, const Tensor& x, int64_t d
   return {x.data_ptr(), x.stride(along ? other : dim), along};
 }
 
-// room: bytes for packed numbers, as far as a strip's worth of them can do with so few.
+// room: bytes for what is packed; a group of strips and one panel are the least that it takes.
 void product(Tensor a, Tensor b, Tensor out, bool adds, int64_t room) {
   constexpr const char* op = "product";
   STD_TORCH_CHECK(a.dim() == 2 && b.dim() == 2 && a.size(1) == b.size(0), op, ": want a [M, K] and b [K, N], got ",

@@ -1,4 +1,5 @@
-// to_{i, j} = from_{i, columns_j}, in fp32 or as they are: the columns of the stored exponentials that a sparse gradient keeps.
+// to_{i, j} = from_{i, columns_j}, in fp32 or as they are: the columns of the stored exponentials that a sparse gradient
+// keeps.
 
 #include "rows.h"
 

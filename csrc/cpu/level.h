@@ -9,7 +9,7 @@ enum class Level { portable, avx2, avx512, avx512_bf16 };  // in the order of na
 
 Level level();  // throws where EXPO_KERNELS_SIMD names none, or one that this processor has not
 
-// Whether this processor has AVX-512 and MKL, whose float32 products torch takes, does not use it: any but Intel's.
+// Whether this processor has AVX-512 and is AMD's: there MKL, whose float32 products torch takes, does not use it.
 bool library_lags();
 
 }  // namespace expo

@@ -4,8 +4,8 @@
 // them in order: unit by unit of K, where a unit is one float32 number or two bfloat16 ones. That loop keeps 6 x 64 sums
 // in 24 registers. A panel stays in the second cache while every strip meets it.
 //
-// A sum runs over K in order, all in float32: runs of 128 units in a register, which join the sum of kDepth numbers, which
-// joins the output. Its bits depend on its row of a, its column of b and K, and not on how many others there are or on
+// A sum runs over K in order, all in float32: runs of 128 units in a register, which join the sum of kDepth numbers,
+// which joins the output. Its bits depend on its row of a, its column of b and K, and not on how many others there are or on
 // which thread made it.
 
 #include "product.h"

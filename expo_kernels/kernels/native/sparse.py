@@ -15,17 +15,7 @@ class Kernels(Gathered):
     def __init__(self, by: Library) -> None:
         """by: what the exact path multiplies by. Its operands serve here too where its sums are in fp32: what weighs a
         column is 1 or a power of two, which bf16 loses nothing by."""
-        super().__init__(by.sizes.chunk_tile)
-        self.by = by if isinstance(by, Own) else products_of(torch.float32, by.sizes)
-
-    def operand(self, x: Tensor) -> Tensor:
-        return x.to(self.by.operands)
-
-    def add(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        self.by.add(out, a, b)
-
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.by.product(a, b)
+        super().__init__(by if isinstance(by, Own) else products_of(torch.float32, by.sizes), by.sizes.chunk_tile)
 
     def column_sums(self, e: Tensor, f: Tensor, g: Tensor) -> Tensor:
         out = f.new_empty(3, e.shape[1])

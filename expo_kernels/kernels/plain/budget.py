@@ -31,7 +31,7 @@ class Budget(NamedTuple):
     chunk_rows: int  # R
     chunk_tile: int  # columns of the vocabulary in one product of backprop
     label_rows: int  # rows whose label entries are added at once in backprop
-    tile_bytes: int  # the share of a tile of w
+    tile_bytes: int  # the share of a tile of w, or of what the native backend's own products pack
 
 
 def padded(D: int) -> int:

@@ -123,7 +123,7 @@ def sparse_backprop(
     own = dh if need_h else None
     exact = exact_path(by, stored, made, w, dw, db, rows)
     kept = Rows.of(stored, inverse, made, rows)
-    parts = TorchParts(by.operands, by.sizes.chunk_tile)
+    parts = TorchParts(by)
     totals = crowd(rule_of(rule, amount, seed), parts, exact, kept, w, dw, db, own, first)
     _finish(made, w, own, dw, db, by.sizes.label_rows)
     return dh, totals

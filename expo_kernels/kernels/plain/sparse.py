@@ -12,10 +12,10 @@ from expo_kernels.kernels.sparse.gathered import Gathered
 
 
 class TorchParts(Gathered):
-    def __init__(self, dtype: torch.dtype, tile: int) -> None:
-        """dtype: the accumulator's."""
-        super().__init__(tile)
-        self.dtype = dtype
+    def __init__(self, by: Library) -> None:
+        """by: of operands in the accumulator's dtype."""
+        super().__init__(by, by.sizes.chunk_tile)
+        self.dtype = by.operands
 
     def column_sums(self, e: Tensor, f: Tensor, g: Tensor) -> Tensor:
         wide = e.to(self.dtype)
