@@ -16,8 +16,6 @@ from torch.nn.functional import pad
 
 from expo_kernels.kernels.plain.budget import Budget, padded
 
-VIEWS = 8  # tiles of a bf16 w at once: they are views, and nobody reads their logits before the last is there
-
 
 class RowBlock(NamedTuple):
     rows: slice
@@ -47,10 +45,8 @@ class Library:
 
     def logits(self, h: Tensor, w: Tensor, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """h [n, D padded], w [V, D] -> z [n, V] = h w^T in place; yields columns with a tile of it, still in cache."""
-        copied = w.dtype != torch.bfloat16 or self.operands != w.dtype or padded(w.shape[1]) != w.shape[1]
-        tile = self.sizes.tile if copied else VIEWS * self.sizes.tile
-        for v in range(0, w.shape[0], tile):
-            columns = slice(v, v + tile)
+        for v in range(0, w.shape[0], self.sizes.tile):
+            columns = slice(v, v + self.sizes.tile)
             w_tile, a = widen(w[columns], self.operands).T, z[:, columns]
             rows = self.sizes.product_rows
             if one_product_has_their_bits(h.shape[0], rows, *w_tile.shape, h.dtype, h.device, torch.get_num_threads()):
